@@ -48,8 +48,8 @@ def measure(count: int, backbone: str, weights: str) -> tuple[float, float]:
     from tlkeras.data.tables import Dataset
     from tlkeras.features.cache import ActivationCache
     from tlkeras.features.extraction import extract_activations
-    from tlkeras.features.memory import peak_memory
     from tlkeras.features.pooling import pool
+    from tlkeras.features.store import peak_memory
 
     files = sorted((Path(elpv_dataset.__file__).parent / "data" / "images").glob("*.png"))
     paths = [str(files[number % len(files)]) for number in range(count)]

@@ -4,8 +4,6 @@ The verbs of the command line are functions here: `tlkeras.train("quickstart", {
 Importing this package does not import TensorFlow.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -25,7 +23,7 @@ _VERBS = {
     "list_cache": "features.cache",
     "list_recipes": "config.recipe",
     "list_runs": "runs.directory",
-    "pack": "training.packing",
+    "pack": "training.train",
     "predict": "inference.predict",
     "predict_in_shards": "inference.sharded",
     "predict_remotely": "serving.client",

@@ -1,7 +1,5 @@
 """Files written whole or not at all, and digests of files."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Importing TensorFlow without the messages of its libraries."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

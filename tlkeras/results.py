@@ -1,7 +1,5 @@
 """What verbs return: objects with attributes, and as plain values for JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from os import PathLike, fspath

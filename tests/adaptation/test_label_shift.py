@@ -5,8 +5,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from tlkeras.adaptation.adversarial import AdaptationOptions
-from tlkeras.adaptation.domain_head import DomainAdaptedHead
-from tlkeras.adaptation.label_shift import estimate_bbse, estimate_em, reweight_priors
+from tlkeras.adaptation.domain_head import DomainAdaptedHead, estimate_bbse, estimate_em, reweight_priors
 from tlkeras.heads.feature_selection import FeatureSelectingHead
 from tlkeras.heads.linear import LinearHead, RidgeHead
 

@@ -4,7 +4,7 @@ import pytest
 
 import tlkeras
 from tlkeras.errors import ResourceError
-from tlkeras.features import memory
+from tlkeras.features import store as memory
 
 
 @pytest.fixture

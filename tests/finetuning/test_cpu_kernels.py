@@ -11,7 +11,7 @@ from keras import layers
 from tlkeras.backbones.graph import pass_on
 from tlkeras.finetuning.cpu_kernels import use_fused_cpu_ops
 from tlkeras.finetuning.freezing import unfreeze
-from tlkeras.finetuning.precision import computing_in
+from tlkeras.finetuning.network import computing_in
 
 
 def make_network(stride: int = 1, padding: str = "same", multiplier: int = 1) -> keras.Model:

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from tlkeras.config.schema import FineTuningConfig
-from tlkeras.finetuning.muon import ConvMuon
-from tlkeras.finetuning.optimizers import scale_learning_rates
+from tlkeras.finetuning.optimizers import ConvMuon, scale_learning_rates
 from tlkeras.training.builders.finetuning import make_optimizer
 
 

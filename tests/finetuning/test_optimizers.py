@@ -8,8 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tlkeras.errors import TlkerasError
-from tlkeras.finetuning.muon import ConvMuon
-from tlkeras.finetuning.optimizers import ScaledOptimizer, build_on, find_scaled, scale_learning_rates
+from tlkeras.finetuning.optimizers import ConvMuon, ScaledOptimizer, build_on, find_scaled, scale_learning_rates
 
 KINDS = sorted(
     (

@@ -16,9 +16,8 @@ from tlkeras.finetuning import trainer as loops
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.inputs import ActivationSource, DataSplit
 from tlkeras.finetuning.losses import make_loss
-from tlkeras.finetuning.network import IMAGES, Network
+from tlkeras.finetuning.network import IMAGES, PRECISIONS, Network, choose_precision, computing_in, scale_losses
 from tlkeras.finetuning.optimizers import find_scaled, scale_learning_rates
-from tlkeras.finetuning.precision import PRECISIONS, choose_precision, computing_in, scale_losses
 from tlkeras.finetuning.schedule import Schedule, Stage
 from tlkeras.finetuning.stage_runner import Objective
 from tlkeras.finetuning.trainer import Trainer, TrainerConfig

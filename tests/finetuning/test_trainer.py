@@ -7,7 +7,7 @@ import pytest
 from tlkeras.backbones.blocks import find_cut
 from tlkeras.backbones.builder import build_backbone, build_pretrained_classifier
 from tlkeras.config.schema.finetuning import LearningWithoutForgettingConfig, SoftmaxConfig
-from tlkeras.features.extractor import POOLED, FeatureExtractor
+from tlkeras.features.extraction import POOLED, FeatureExtractor
 from tlkeras.features.pooling import pool
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.inputs import ActivationSource, DataSplit, DistillationSource

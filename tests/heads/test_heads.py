@@ -13,9 +13,9 @@ from tlkeras.config.schema.features import FeatureSelectionConfig
 from tlkeras.config.schema.heads import FitConfig, HeadConfig
 from tlkeras.errors import RecipeError
 from tlkeras.heads.base import VectorHead
-from tlkeras.heads.class_weights import compute_sample_weights
 from tlkeras.heads.deep import KerasHead, MLPHead
 from tlkeras.heads.feature_selection import FeatureSelectingHead
+from tlkeras.heads.folds import compute_sample_weights
 from tlkeras.heads.heads import HEADS, attach_heads, make_head
 from tlkeras.heads.linear import LinearHead
 

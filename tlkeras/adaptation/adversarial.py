@@ -15,7 +15,7 @@ from tlkeras.adaptation.alignment import check_domains
 from tlkeras.adaptation.penalties import WEIGHTS, DiscrepancyMethod, DomainDiscrepancy, make_seeded_dense, ramp
 from tlkeras.errors import DataError, RecipeError, suggest
 from tlkeras.heads.base import HeadResult
-from tlkeras.heads.class_weights import ClassWeight, compute_sample_weights
+from tlkeras.heads.folds import ClassWeight, compute_sample_weights
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Model selection without target labels: scores of adapted models, higher is better, and the distance of domains."""
 
-from __future__ import annotations
-
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression

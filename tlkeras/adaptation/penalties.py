@@ -1,7 +1,5 @@
 """Penalties on the difference between two domains in a network's features, [b, d] tensors, and logits, [b, k]."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal

@@ -4,8 +4,6 @@ EfficientNet-Lite 0, 1 and 2 (Tan and Le, 2019; github.com/tensorflow/tpu, model
 here: no squeeze-and-excitation, ReLU6 instead of swish, stem and last convolution of fixed width.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import string

@@ -1,7 +1,5 @@
 """The cuts and the blocks of a backbone, read from its graph, with no table per backbone."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

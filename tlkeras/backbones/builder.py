@@ -1,7 +1,5 @@
 """From a name of the catalog to a Keras model with weights."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 

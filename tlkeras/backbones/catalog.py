@@ -1,7 +1,5 @@
 """The catalog of backbones, with the facts about each."""
 
-from __future__ import annotations
-
 import csv
 import fnmatch
 from collections.abc import Iterable

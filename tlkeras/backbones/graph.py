@@ -1,7 +1,5 @@
 """A functional Keras model as a list of calls in topological order, and the rewriting of it: nothing else reads it."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

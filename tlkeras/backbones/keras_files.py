@@ -1,7 +1,5 @@
 """Files of Keras weights and models, read and checked: no layer, function or class that a file names is constructed."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools

@@ -1,7 +1,5 @@
 """KerasHub's presets for images as flat graphs from uint8 images; the extra is imported for the first `hub:PRESET`."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib

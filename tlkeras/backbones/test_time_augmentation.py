@@ -1,7 +1,5 @@
 """Test-time augmentation: a network that averages a feature map over several orientations of each image."""
 
-from __future__ import annotations
-
 import operator
 from typing import Any
 

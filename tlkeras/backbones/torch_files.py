@@ -1,7 +1,5 @@
 """PyTorch state dicts without PyTorch, by an unpickler that admits tensors and nothing else."""
 
-from __future__ import annotations
-
 import io
 import math
 import pickle

@@ -1,7 +1,5 @@
 """Weights of backbones: their sources, files that Keras publishes, loading them, and a fingerprint of a model."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import functools

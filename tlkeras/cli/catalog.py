@@ -1,7 +1,5 @@
 """Commands on what there is (recipes, runs, pretrained networks) and on many images (cache, packing, features)."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

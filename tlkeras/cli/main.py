@@ -1,7 +1,5 @@
 """The command line: its commands gathered, and the one place where errors are said."""
 
-from __future__ import annotations
-
 import traceback
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Arguments and options that several commands take, and how all of them print."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Callable

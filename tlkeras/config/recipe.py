@@ -1,7 +1,5 @@
 """A recipe: YAML in, and `--set key=value` on top of it; one validated, frozen object out, which the run stores."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Keys that take text get the text as it was written: a column 2024, a folder `yes: no`, a separator `|`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin

@@ -1,7 +1,5 @@
 """Recipes of trials: values by dotted key on top of a recipe, and the length of its training."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

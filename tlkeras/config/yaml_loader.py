@@ -1,7 +1,5 @@
 """YAML 1.2 without surprises: `1e-4` is a number, `no` a word, keys are unique, and the line of each value is known."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ orientation of JPEGs alone is applied. Shrinking averages areas; large JPEGs are
 DCT first. Enlarging is bilinear.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np
@@ -174,10 +172,9 @@ def _composite(pixels: tf.Tensor, shade: int | None) -> tf.Tensor:
 
 @_rare
 def _decode_webp(encoded: tf.Tensor, shade: int | None) -> tf.Tensor:
-    """Decode the first frame.
-
-    TensorFlow 2.21 must be told whether there is alpha (`channels=0` writes past its buffer) and refuses animations
-    without: they are unpacked to RGBA in any case, so their header is made to say that they have alpha.
+    """Decode the first frame. TensorFlow 2.21 must be told whether there is alpha (`channels=0` writes past its buffer)
+    and refuses animations without: they are unpacked to RGBA in any case, so their header is made to say that they have
+    alpha.
     """
     head = tf.io.decode_raw(tf.strings.substr(encoded, 0, 30) + tf.constant(b"\0" * 30), tf.uint8)
     chunk = tf.strings.substr(encoded + b"\0" * 16, 12, 4)
@@ -202,9 +199,8 @@ def _has_bit(byte: tf.Tensor, bit: int) -> tf.Tensor:
 
 @_rare
 def _decode_bmp(encoded: tf.Tensor, shade: int | None) -> tf.Tensor:
-    """Decode a BMP; TensorFlow returns the indices of a palette, which are looked up here.
-
-    It takes every BMP for one of bytes in the order B, G, R, A, without compression: others get no pixels.
+    """Decode a BMP; TensorFlow returns the indices of a palette, which are looked up here. It takes every BMP for one
+    of bytes in the order B, G, R, A, without compression: others get no pixels.
     """
     start = tf.strings.substr(tf.strings.substr(encoded, 0, 70) + b"\0" * 70, 14, 56)
     fields = tf.io.decode_raw(start, tf.int32, little_endian=True)
@@ -225,10 +221,9 @@ def _decode_bmp(encoded: tf.Tensor, shade: int | None) -> tf.Tensor:
 
 
 def _read_orientation(encoded: tf.Tensor) -> tf.Tensor:
-    """EXIF orientation of a JPEG, 1 to 8; 1 if there is none in its first 64 KiB.
-
-    EXIF 2.32, 4.5 and 4.6: the segment APP1 "Exif" stands among the application segments at the start; it holds a
-    TIFF header, whose first directory has the orientation as tag 0x0112.
+    """EXIF orientation of a JPEG, 1 to 8; 1 if there is none in its first 64 KiB. EXIF 2.32, 4.5 and 4.6: the segment
+    APP1 "Exif" stands among the application segments at the start; it holds a TIFF header, whose first directory has
+    the orientation as tag 0x0112.
     """
     start = tf.strings.substr(encoded, 0, 22) + b"\0" * 22
     # The two usual beginnings without EXIF are seen at once: tables first, or the 16 bytes of JFIF and then tables.

@@ -1,7 +1,5 @@
 """Every file read once before work starts: what cannot be read is listed and left out."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor

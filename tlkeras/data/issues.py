@@ -1,7 +1,5 @@
 """Issues of many files in few sentences: what holds of many is said once, with examples and the way out."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Images in order, decoded in parallel here or by a data service, in memory that does not grow with their number."""
 
-from __future__ import annotations
-
 import logging
 import os
 import queue

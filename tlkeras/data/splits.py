@@ -1,7 +1,5 @@
 """Splits: the images that train, validate and test."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable
@@ -202,9 +200,8 @@ def _apportion(sizes: np.ndarray, share: float) -> np.ndarray:
 
 
 def _fill_empty_splits(counts: np.ndarray, member: np.ndarray, wanted: np.ndarray) -> None:
-    """Move one image of each class [strata, classes] to each wanted split without any, in `counts` [strata, 3].
-
-    Train comes first, validation last, as far as the images of the class go.
+    """Move one image of each class [strata, classes] to each wanted split without any, in `counts` [strata, 3]. Train
+    comes first, validation last, as far as the images of the class go.
     """
     order = [split for split in _FIRST if split in wanted]
     for column in member.T:
@@ -254,10 +251,9 @@ def _move_units(
 def _measure_balance(
     held: np.ndarray, balanced: int, shares: np.ndarray, tolerance: float
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """A function from (totals [n, columns], splits [n]) to the imbalance of each split, float64 [n].
-
-    The first `balanced` columns of `held` [groups, columns] should be near their fraction; the others are classes, of
-    which each split should have some where enough groups have them.
+    """A function from (totals [n, columns], splits [n]) to the imbalance of each split, float64 [n]. The first
+    `balanced` columns of `held` [groups, columns] should be near their fraction; the others are classes, of which each
+    split should have some where enough groups have them.
     """
     sizes = held.sum(axis=0)
     units = (held > 0).sum(axis=0)[balanced:]

@@ -1,7 +1,5 @@
 """Tasks, one per label column: a class, several labels, or a number to predict of an image."""
 
-from __future__ import annotations
-
 import math
 import re
 import unicodedata

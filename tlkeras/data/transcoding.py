@@ -1,7 +1,5 @@
 """Formats that the decoder does not read become PNG on the way in, without loss: what follows knows one decoder."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Contact sheets of a recipe's augmentation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Everything that can be known about a training before it starts: images, labels, splits, backbone, stages, cost."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,9 +21,8 @@ from tlkeras.data.tables import Dataset
 from tlkeras.diagnostics import data_quality
 from tlkeras.diagnostics.data_quality import CheckedImage, CheckResult, ClassCount, DataIssues, ManifestResult, count_of
 from tlkeras.errors import TlkerasError, fold_alike
-from tlkeras.features.extraction import average_positions
-from tlkeras.features.extractor import FeatureExtractor
-from tlkeras.features.memory import check_memory
+from tlkeras.features.extraction import FeatureExtractor, average_positions
+from tlkeras.features.store import check_memory
 from tlkeras.plotting.html_page import HtmlFigure, HtmlSection, check_page, write_page
 from tlkeras.training import builders
 from tlkeras.training.builders.experiment import Experiment, plan_finetuning

@@ -1,7 +1,5 @@
 """Issues of images and labels: counts, duplicates, wrong labels and outliers, and sentences on them."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

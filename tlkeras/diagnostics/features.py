@@ -1,7 +1,5 @@
 """Plots of a recipe's features before anything is fitted: projections, accuracy by depth, feature maps."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from tlkeras.data.inspection import validate_images
 from tlkeras.data.tables import Dataset
 from tlkeras.diagnostics.augmentation import check_target, choose_images, write_plot
 from tlkeras.errors import DataError, MissingExtraError, RecipeError, suggest
-from tlkeras.features.extractor import POOLED
+from tlkeras.features.extraction import POOLED
 from tlkeras.heads.folds import make_folds
 from tlkeras.plotting.charts import plot_contact_sheet, plot_features
 from tlkeras.progress import progress_bar

@@ -1,7 +1,5 @@
 """The schedule of a recipe's fine-tuning, and a learning rate for one of its stages by a range test."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +11,7 @@ import numpy as np
 from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.diagnostics.augmentation import check_target, write_plot
 from tlkeras.errors import RecipeError, ResourceError, suggest
-from tlkeras.features.extraction import CachedActivations
-from tlkeras.features.extractor import POOLED, SOURCE_LOGITS, FeatureExtractor
+from tlkeras.features.extraction import POOLED, SOURCE_LOGITS, CachedActivations, FeatureExtractor
 from tlkeras.finetuning.caching_plan import StagePlan
 from tlkeras.finetuning.inputs import BatchSource
 from tlkeras.finetuning.lr_range_test import HIGHEST, LOWEST, STEPS

@@ -1,7 +1,5 @@
 """Attribution maps: Grad-CAM, Grad-CAM++ and occlusion, with a sanity check by randomizing the weights."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal

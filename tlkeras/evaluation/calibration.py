@@ -4,8 +4,6 @@ Works on the probabilities alone: the logits of a multi-class row are their loga
 ignores; each label of a multi-label row has the logarithm of its odds.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Paired comparison of models on the same images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

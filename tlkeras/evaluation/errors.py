@@ -1,7 +1,5 @@
 """Errors of a model: confused classes, images of the largest losses, suspicious labels, similar training images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

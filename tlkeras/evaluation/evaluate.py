@@ -1,7 +1,5 @@
 """Metrics of a run: overall, per class and per slice of the images, next to baselines; as JSON and as CSV."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

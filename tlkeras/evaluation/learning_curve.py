@@ -1,7 +1,5 @@
 """Accuracy of a linear head on cached features by the number of training images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 

@@ -6,8 +6,6 @@ weighting of the same examples, so the point estimate and its interval come from
 metrics that sort scores are wanted; they return metrics of shape (b,) by name, and of single classes by (index, name).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import NamedTuple
 

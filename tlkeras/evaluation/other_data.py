@@ -1,7 +1,5 @@
 """Evaluation of a run on other images than its own."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Robustness to common corruptions of images at five strengths."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

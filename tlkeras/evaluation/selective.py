@@ -1,7 +1,5 @@
 """Selective and conformal prediction: predict only above a confidence, or predict sets of classes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

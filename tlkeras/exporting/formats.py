@@ -1,7 +1,5 @@
 """Other formats of an exported model: LiteRT for phones and boards, OpenVINO, ONNX."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import warnings

@@ -1,7 +1,5 @@
 """The inference graph of a run's model, which every exported signature calls, and calibration as part of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

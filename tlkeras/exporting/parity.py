@@ -1,7 +1,5 @@
 """Comparison of exported models with the run's own on its held-out images, and the criteria for publishing them."""
 
-from __future__ import annotations
-
 import statistics
 import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Export of a run as a SavedModel in the layout that TensorFlow Serving loads: BASE/<version>/."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

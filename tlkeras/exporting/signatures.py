@@ -1,7 +1,5 @@
 """The signatures of an exported SavedModel, written with Keras and loaded again as TensorFlow Serving loads them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager

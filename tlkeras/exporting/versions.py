@@ -1,7 +1,5 @@
 """A folder of numbered versions, as TensorFlow Serving watches it: BASE/<integer>/, and the files that go with them."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

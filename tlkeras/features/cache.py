@@ -5,8 +5,6 @@ shard; NAME.lock, held by a process that has it open. An image's row is found by
 SHA-256 of the facts that rows depend on. The engine is not among them: engines agree to 1e-5 of the largest value.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

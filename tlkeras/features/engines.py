@@ -1,7 +1,5 @@
 """Engines that run a frozen extractor: OpenVINO on a CPU, TensorFlow on a GPU, plain Keras for all other graphs."""
 
-from __future__ import annotations
-
 import importlib.util
 import tempfile
 import warnings

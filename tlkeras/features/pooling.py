@@ -1,7 +1,5 @@
 """Features as one vector: poolings of a map, by their names in recipes, and several depths or backbones joined."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -4,13 +4,11 @@ What programs of your own need is here by name, each usable alone on any functio
 does not import TensorFlow, using a name of it does.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 
 _MODULES = {
-    "ConvMuon": "muon",
+    "ConvMuon": "optimizers",
     "GradualUnfreezing": "callbacks",
     "Schedule": "schedule",
     "Stage": "schedule",

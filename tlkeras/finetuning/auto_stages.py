@@ -5,8 +5,6 @@ to train. The head is fitted before the backbone moves, as in LP-FT (Kumar et al
 they suit Muon, too.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Where each stage starts: at a cut whose activations are cached, or at the images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Keras callbacks: gradual unfreezing inside one `fit`, for any functional model, and a log for TensorBoard."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

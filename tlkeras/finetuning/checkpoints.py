@@ -8,8 +8,6 @@ A checkpoint is written to a hidden folder, flushed to the disk and renamed; it 
 what has the name of a checkpoint is whole, unless the disk or a person damaged it later, which the checksums show.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

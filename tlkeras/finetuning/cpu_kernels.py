@@ -1,7 +1,5 @@
 """Cheaper operations for training on a CPU, with the values and gradients of the layers' own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any

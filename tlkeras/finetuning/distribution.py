@@ -5,8 +5,6 @@ scaling act on that gradient, and every device's weights stay equal. Keras would
 adds them up, and its `fit` fails on several machines (keras#20585); the steps here do neither.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """How layers act: frozen or trained, as in inference or in training; and batch norm's modes and statistics."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The data of a stage: the order of its examples; activations from the cache, or images decoded in every epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -182,10 +180,9 @@ def alternating_domain_sampler(of_target: np.ndarray, seed: int, epoch: int) -> 
 
 
 def _continue_permuting(members: np.ndarray, first: int, count: int, key: tuple[int, int]) -> np.ndarray:
-    """`count` members from position `first` on of an endless sequence of their permutations.
-
-    The permutations are ranks of the raw output of Philox-4x64-10 under the seed, which is entered in the middle; the
-    class stands in a higher word of the counter, so that no two classes, nor `order`, use the same output.
+    """`count` members from position `first` on of an endless sequence of their permutations. The permutations are ranks
+    of the raw output of Philox-4x64-10 under the seed, which is entered in the middle; the class stands in a higher
+    word of the counter, so that no two classes, nor `order`, use the same output.
     """
     size = len(members)
     seed, number = key

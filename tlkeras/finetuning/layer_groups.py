@@ -1,7 +1,5 @@
 """The layers of any functional model in groups: the blocks of its backbone, and its head."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

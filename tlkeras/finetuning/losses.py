@@ -1,7 +1,5 @@
 """Losses of a fine-tuning, from dense targets and logits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 Source: Smith, Cyclical Learning Rates for Training Neural Networks, WACV 2017.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -152,9 +150,8 @@ def _check_model(model: keras.Model) -> None:
 
 
 def _make_reader(batches: Any) -> Callable[[], Iterator[Any]]:
-    """A function that reads the batches from the start.
-
-    Each iteration over a dataset that shuffles changes the state of its generator, and an iterator is used up.
+    """A function that reads the batches from the start. Each iteration over a dataset that shuffles changes the state
+    of its generator, and an iterator is used up.
     """
     if isinstance(batches, keras.utils.PyDataset):
         return lambda: (batches[index] for index in range(batches.num_batches))

@@ -1,7 +1,5 @@
 """Metrics on held-out examples, after each epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

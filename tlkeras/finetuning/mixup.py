@@ -1,7 +1,5 @@
 """MixUp and CutMix of the examples of a batch, or one of the two by turns."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -71,10 +69,9 @@ def mixup_batch(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Te
 
 
 def _draw_shares(count: tf.Tensor, alpha: float, seed: tf.Tensor) -> tf.Tensor:
-    """Draws from Beta(alpha, alpha), float32 [count].
-
-    As g1 / (g1 + g2) with Gamma(alpha) variables, whose logarithms are drawn because for small alpha the variables
-    themselves underflow: Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha) (Marsaglia and Tsang, 2000).
+    """Draws from Beta(alpha, alpha), float32 [count]. As g1 / (g1 + g2) with Gamma(alpha) variables, whose logarithms
+    are drawn because for small alpha the variables themselves underflow: Gamma(alpha) = Gamma(alpha + 1) * U^(1 /
+    alpha) (Marsaglia and Tsang, 2000).
     """
     seeds = tf.random.split(seed, 2)
     above = tf.random.stateless_gamma([2, count], seeds[0], alpha + 1.0)

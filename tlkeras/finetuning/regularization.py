@@ -1,7 +1,5 @@
 """Terms of the loss that keep what the source has taught: L2-SP, batch spectral shrinkage, distillation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

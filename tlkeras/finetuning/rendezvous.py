@@ -3,8 +3,6 @@
 The barrier comes before TensorFlow's own, which would neither name the missing workers nor compare anything.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

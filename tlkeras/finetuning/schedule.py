@@ -4,8 +4,6 @@ The rules are replayed from the start for the whole history, so that a resumed r
 never stopped get the same results.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The compiled steps of a stage, on a network behind a cut: training, prediction, gradients, statistics."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +15,7 @@ from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
 from tlkeras.finetuning.freezing import recompute_batch_norm_statistics
 from tlkeras.finetuning.inputs import BatchSource, split_recorded
 from tlkeras.finetuning.losses import weighted_mean
-from tlkeras.finetuning.network import Network
-from tlkeras.finetuning.precision import computing_in
+from tlkeras.finetuning.network import Network, computing_in
 from tlkeras.finetuning.regularization import collect_weights
 from tlkeras.finetuning.schedule import Stage
 from tlkeras.finetuning.unfreezing import ActiveStage

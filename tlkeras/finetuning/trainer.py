@@ -4,8 +4,6 @@ It drives Keras callbacks as `fit` does. `fit` itself clips each device's gradie
 machines (keras#20585), and cannot resume in the middle of an epoch to the same bits.
 """
 
-from __future__ import annotations
-
 import signal
 import threading
 import time
@@ -26,9 +24,8 @@ from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
 from tlkeras.finetuning.inputs import DataSplit
 from tlkeras.finetuning.lr_range_test import LRFinderResult, run_lr_sweep
 from tlkeras.finetuning.metrics import TaskSlice, compute_validation_metrics
-from tlkeras.finetuning.network import Network
+from tlkeras.finetuning.network import Network, computing_in, scale_losses
 from tlkeras.finetuning.optimizers import ScaledOptimizer
-from tlkeras.finetuning.precision import computing_in, scale_losses
 from tlkeras.finetuning.schedule import Schedule, StagePosition
 from tlkeras.finetuning.stage_runner import Objective, StageRunner
 
@@ -236,10 +233,9 @@ class Trainer:
             runner.scale_by_gradients([(x, self.train.targets[rows], self.train.weights[rows]) for rows, x in batches])
 
     def _start_statistics(self, runner: StageRunner) -> None:
-        """Recompute the statistics of batch norm if the stage says so, and refit untrained heads to them.
-
-        Heads that were fitted on other statistics can be off by orders of magnitude: a channel that hardly varies in
-        these images has large weights behind it, and now varies as all do.
+        """Recompute the statistics of batch norm if the stage says so, and refit untrained heads to them. Heads that
+        were fitted on other statistics can be off by orders of magnitude: a channel that hardly varies in these images
+        has large weights behind it, and now varies as all do.
         """
         fit = None if self.history else self.settings.fit_heads
         if runner.stage.batch_norm == "reestimate" or (runner.stage.batch_norm == "train" and fit is not None):
@@ -358,9 +354,8 @@ def _assign(variables: Sequence[keras.Variable], values: Sequence[np.ndarray]) -
 
 @contextmanager
 def _holding_signals() -> Iterator[list[int]]:
-    """Within, a first Ctrl-C or SIGTERM is only noted in the list, and a second one interrupts at once.
-
-    Only the main thread can receive signals: elsewhere nothing is held back.
+    """Within, a first Ctrl-C or SIGTERM is only noted in the list, and a second one interrupts at once. Only the main
+    thread can receive signals: elsewhere nothing is held back.
     """
     received: list[int] = []
 

@@ -1,7 +1,5 @@
 """Entering a stage, for the trainer and the callback alike: what trains, at which rates, and how batch norm acts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

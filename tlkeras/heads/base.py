@@ -12,8 +12,15 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
-from tlkeras.heads.class_weights import ClassWeight, compute_class_factors, compute_sample_weights
-from tlkeras.heads.folds import Fold, LabelledFeatures, LabelledRows, list_folds
+from tlkeras.heads.folds import (
+    ClassWeight,
+    Fold,
+    LabelledFeatures,
+    LabelledRows,
+    compute_class_factors,
+    compute_sample_weights,
+    list_folds,
+)
 from tlkeras.heads.held_out import Hyperparameters, calibrate, choose
 from tlkeras.heads.link_functions import LinearMap, LinkFunction, infer_link
 from tlkeras.heads.scaling import AffineTransform, fit_standardizer
@@ -276,9 +283,8 @@ class LinearClassifierHead(VectorHead):
         return [held @ kernel + bias for kernel, bias in self._solve_path(rows, in_fold)]
 
     def _in_fold(self, strength: float, share: float) -> float:
-        """The strength whose penalty per unit of weight is that of `strength` with all rows.
-
-        Penalties are set against a sum over rows: `alpha` stands with the penalty, `C` with the sum.
+        """The strength whose penalty per unit of weight is that of `strength` with all rows. Penalties are set against
+        a sum over rows: `alpha` stands with the penalty, `C` with the sum.
         """
         return strength * share if self.strength_name == "alpha" else strength / share
 

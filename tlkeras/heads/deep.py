@@ -13,8 +13,7 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from tlkeras import progress
 from tlkeras.config.schema.heads import FitConfig, HiddenNorm, RecurrentCell
 from tlkeras.heads.base import BaseHead, HeadResult
-from tlkeras.heads.class_weights import ClassWeight
-from tlkeras.heads.folds import LabelledFeatures, make_folds
+from tlkeras.heads.folds import ClassWeight, LabelledFeatures, make_folds
 from tlkeras.heads.scaling import moderate_deviation
 
 if TYPE_CHECKING:

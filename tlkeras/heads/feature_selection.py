@@ -14,9 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from tlkeras.config.schema.features import SelectionMethod
 from tlkeras.heads.base import BaseHead, HeadResult, VectorHead
-from tlkeras.heads.class_weights import ClassWeight
 from tlkeras.heads.deep import KerasHead
-from tlkeras.heads.folds import LabelledFeatures, list_folds
+from tlkeras.heads.folds import ClassWeight, LabelledFeatures, list_folds
 from tlkeras.heads.linear import factorise
 from tlkeras.heads.link_functions import LinearMap, LinkFunction
 from tlkeras.heads.scaling import fit_standardizer

@@ -1,7 +1,5 @@
 """Choice and calibration of a head by the rows that folds hold out: scores of all folds pooled and compared."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -143,9 +141,8 @@ def _fit_scale(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray, class
 
 
 def _smooth(codes: np.ndarray, shares: np.ndarray, classes: int) -> np.ndarray:
-    """Targets (n, k): those of the rows, and of one more row that is of each class by its share, spread over all.
-
-    A class without rows, which a fold has lacked, has an equal part of that row.
+    """Targets (n, k): those of the rows, and of one more row that is of each class by its share, spread over all. A
+    class without rows, which a fold has lacked, has an equal part of that row.
     """
     targets, added = np.eye(classes)[codes], 1 / (len(codes) + 1)
     found = shares @ targets

@@ -1,7 +1,5 @@
 """Layers of heads that Keras lacks; import this module before a model with them is loaded."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import keras

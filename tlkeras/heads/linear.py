@@ -1,7 +1,5 @@
 """Linear classifiers: logistic regression, ridge regression in closed form, and support vector machines."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,8 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from tlkeras.config.schema.heads import AutoStrength
 from tlkeras.heads.base import LinearClassifierHead
-from tlkeras.heads.class_weights import compute_class_factors, compute_sample_weights
-from tlkeras.heads.folds import LabelledFeatures
+from tlkeras.heads.folds import LabelledFeatures, compute_class_factors, compute_sample_weights
 from tlkeras.heads.held_out import Hyperparameters
 from tlkeras.heads.link_functions import LinearMap
 

@@ -1,7 +1,5 @@
 """Link functions: how targets are encoded, and how logits become probabilities and decisions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Several tasks on one network: the sum of their losses, its weights, and conflicting gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Standardised columns, as few as there are rows; both are undone in the fitted weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -3,8 +3,6 @@
 They rank backbones at little cost and have no error bars.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from sklearn.covariance import ledoit_wolf
 

@@ -1,7 +1,5 @@
 """Predictions of a run's model for images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,12 +20,13 @@ from tlkeras.features import pooling  # noqa: F401
 from tlkeras.features.handcrafted import layer  # noqa: F401
 from tlkeras.heads import layers  # noqa: F401
 from tlkeras.heads.heads import order_outputs
-from tlkeras.inference.image_files import expand_paths, list_notes
 from tlkeras.inference.results import (
     ClassProbability,
     ImagePrediction,
     PredictionResult,
     TaskPrediction,
+    expand_paths,
+    list_notes,
     list_unreadable,
 )
 from tlkeras.runs.directory import RUNS, Run, open_run

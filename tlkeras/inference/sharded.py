@@ -1,7 +1,5 @@
 """Jobs on many images: features and predictions in shards that any worker can compute, or in one table."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys
@@ -29,12 +27,11 @@ from tlkeras.errors import DataError, ResourceError, RunError, TlkerasError, sug
 from tlkeras.features.engines import make_engine
 from tlkeras.files import atomic_write
 from tlkeras.heads.heads import order_outputs
-from tlkeras.inference.image_files import expand_paths, explain_no_images
 from tlkeras.inference.jobs.engines import check_engine, run_processes, run_ray
 from tlkeras.inference.jobs.job import REJECTED_COLUMNS, Job, ListPaths, check_facts, open_csv, open_job, plan_job
 from tlkeras.inference.jobs.worker import ShardProcessor, feature_table, prediction_table, process_shards
 from tlkeras.inference.predict import load_model
-from tlkeras.inference.results import JobResult, PredictionFileResult, list_unreadable
+from tlkeras.inference.results import JobResult, PredictionFileResult, expand_paths, explain_no_images, list_unreadable
 from tlkeras.progress import progress_bar
 from tlkeras.runs.directory import RUNS, Run, describe_environment, open_run
 from tlkeras.runs.predictions import read_tasks

@@ -1,7 +1,5 @@
 """A page of tables and images as one HTML file without other files."""
 
-from __future__ import annotations
-
 import base64
 import io
 import os

@@ -18,8 +18,6 @@ runs/NAME-NN/
     log.txt             warnings and errors, with time
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import itertools
@@ -42,7 +40,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from tlkeras.errors import ResourceError, RunError, suggest
-from tlkeras.features.memory import peak_memory
+from tlkeras.features.store import peak_memory
 from tlkeras.files import atomic_write
 
 RUNS = "runs"  # the folder of run directories, below the current one, where none is named

@@ -1,7 +1,5 @@
 """What a training stores for later stages: images and their splits, predictions, samples."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Batching of concurrent requests: one batch runs at a time while the next one is gathered."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections import deque

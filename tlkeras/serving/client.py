@@ -17,8 +17,14 @@ from tlkeras.data.headers import SUPPORTED_FORMATS, ImageError, InvalidImage, de
 from tlkeras.data.issues import describe_warnings
 from tlkeras.data.transcoding import to_decodable
 from tlkeras.errors import ServingError
-from tlkeras.inference.image_files import find_files, list_notes
-from tlkeras.inference.results import ClassProbability, ImagePrediction, PredictionResult, list_unreadable
+from tlkeras.inference.results import (
+    ClassProbability,
+    ImagePrediction,
+    PredictionResult,
+    find_files,
+    list_notes,
+    list_unreadable,
+)
 from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 from tlkeras.serving.tensors import JsonObject
 

@@ -1,7 +1,5 @@
 """What both interfaces answer: TensorFlow Serving's methods, and heat maps of a prediction."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import time

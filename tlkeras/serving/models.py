@@ -1,7 +1,5 @@
 """Versions of a model: a new one in the watched folder is loaded, warmed up and swapped in for the older one."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

@@ -1,7 +1,5 @@
 """TensorFlow Serving's REST interface, metrics for Prometheus, and a page to try a model on."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -1,7 +1,5 @@
 """A development server with TensorFlow Serving's REST and gRPC; production is TensorFlow Serving itself."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket

@@ -1,7 +1,5 @@
 """Errors of requests: TensorFlow's codes and their translation to HTTP and gRPC."""
 
-from __future__ import annotations
-
 from enum import Enum
 
 

@@ -3,8 +3,6 @@
 Source of both: tensorflow/serving, tensorflow_serving/util/json_tensor.cc.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import json

@@ -1,7 +1,5 @@
 """The second half of a run that fine-tunes: from fitted heads to a network trained stage by stage."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tlkeras.features.extractor import SOURCE_LOGITS
+from tlkeras.features.extraction import SOURCE_LOGITS
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
 from tlkeras.finetuning.inputs import BatchSource, DataSplit

@@ -1,7 +1,5 @@
 """The first half of every run: heads fitted on frozen features, and what they are compared with."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +9,7 @@ import numpy as np
 
 from tlkeras import progress
 from tlkeras.features.extraction import Activations
-from tlkeras.features.memory import check_memory
+from tlkeras.features.store import check_memory
 from tlkeras.heads.deep import KerasHead
 from tlkeras.heads.heads import Head
 from tlkeras.heads.late_fusion import fit_late_fusion
@@ -74,9 +72,8 @@ def predict_features(heads: Mapping[str, Head], part: SplitFeatures) -> TaskProb
 def _fit_probe(
     experiment: Experiment, parts: Mapping[str, SplitFeatures], heads: Mapping[str, Head]
 ) -> TaskProbabilities | None:
-    """Test predictions of linear heads on the same features, where the run's final model is another.
-
-    Where the recipe's own head is linear, across domains, it is that head on the source alone: what `method: none` is.
+    """Test predictions of linear heads on the same features, where the run's final model is another. Where the recipe's
+    own head is linear, across domains, it is that head on the source alone: what `method: none` is.
     """
     bare = [getattr(head, "unadapted", head) for head in heads.values()]
     linear = all(isinstance(head, (LinearHead, RidgeRegressionHead)) for head in bare)
@@ -92,9 +89,8 @@ def _fit_probe(
 
 
 def _fuse_late(experiment: Experiment, parts: Mapping[str, SplitFeatures]) -> dict[str, dict[str, np.ndarray]] | None:
-    """Test predictions of heads on each part of fused features, joined afterwards, by task and rule.
-
-    Heads that take epochs to train are replaced by linear ones: each part is fitted six times.
+    """Test predictions of heads on each part of fused features, joined afterwards, by task and rule. Heads that take
+    epochs to train are replaced by linear ones: each part is fitted six times.
     """
     recipe, dataset, widths = experiment.recipe, experiment.dataset, builders.fused_widths(experiment)
     if not widths:

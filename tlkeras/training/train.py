@@ -1,7 +1,5 @@
 """One run: from a recipe to a directory that holds all that later stages need."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +10,8 @@ import keras
 import numpy as np
 
 from tlkeras.config.recipe import Recipe, fingerprint, load_recipe, recipe_to_yaml
+from tlkeras.data.sources.folders import load_recipe_or_source
+from tlkeras.data.sources.tfrecords import PackResult, write_tfrecords
 from tlkeras.data.splits import check_splits
 from tlkeras.features.extraction import Activations
 from tlkeras.finetuning.checkpoints import Checkpoints
@@ -25,6 +25,19 @@ from tlkeras.training import builders, frozen
 from tlkeras.training.builders.experiment import Experiment
 from tlkeras.training.finetune import CHECKPOINTS, FineTuningResult, fine_tune
 from tlkeras.training.frozen import FittedHeads, TaskProbabilities
+
+
+def pack(
+    recipe: str | Path | Recipe, out: str | Path, overrides: Mapping[str, Any] | None = None, *, shard_mb: int = 128
+) -> PackResult:
+    """The images of a recipe or a source written to few large TFRecord files, with a manifest of them.
+
+    A source is a folder of classes, a manifest, "tfds:NAME" or a packaged set; overrides are values by dotted key, and
+    `shard_mb` is the approximate size of a file in megabytes.
+    DataError if the folder `out` exists, or no image can be read; ResourceError if it cannot be written.
+    """
+    resolved, _ = load_recipe_or_source(recipe, overrides)
+    return write_tfrecords(builders.read_source(resolved), out, shard_mb * 2**20)
 
 
 def train(

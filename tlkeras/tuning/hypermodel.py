@@ -1,7 +1,5 @@
 """A recipe's search space for programs that use KerasTuner themselves."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import keras
@@ -10,8 +8,8 @@ import keras_tuner
 from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.config.trials import apply_values
 from tlkeras.tuning.objective import TrialRunner
+from tlkeras.tuning.oracles import name_figures
 from tlkeras.tuning.space import check_space, declare, read_values
-from tlkeras.tuning.trials import name_figures
 
 
 class RecipeHyperModel(keras_tuner.HyperModel):

@@ -1,7 +1,5 @@
 """A pool of compiled heads: building, tracing and compiling a model costs more than training a small one."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The objective of a trial: its figures on the validation split; the test split is neither read nor measured."""
 
-from __future__ import annotations
-
 import gc
 import time
 from collections import OrderedDict

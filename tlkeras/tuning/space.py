@@ -1,7 +1,5 @@
 """The search space of a recipe: checked, and as KerasTuner's hyperparameters and back."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Elements of all tables."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterable, Sequence

@@ -55,9 +55,8 @@ class Recipe(ConfigSection):
     @model_validator(mode="before")
     @classmethod
     def _choose_defaults(cls, values: Any) -> Any:
-        """The loss is sigmoid with several labels per image; the last epoch is kept across domains.
-
-        There the source's validation set does not show which epoch suits the target.
+        """The loss is sigmoid with several labels per image; the last epoch is kept across domains. There the source's
+        validation set does not show which epoch suits the target.
         """
         options = values.get("finetuning") if isinstance(values, dict) else None
         if not isinstance(options, dict):

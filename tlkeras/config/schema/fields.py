@@ -1,7 +1,5 @@
 """The base of a recipe's sections, and types of values that several sections have."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field

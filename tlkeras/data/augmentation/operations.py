@@ -1,7 +1,5 @@
 """Augmentations of one image, uint8 RGB, of the same size: warps move pixels, several with one interpolation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Augmentation policies by name, or composed of operations."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json

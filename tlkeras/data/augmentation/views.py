@@ -1,7 +1,5 @@
 """Augmentation as numbered views: each a pure function of policy, seed, number and the SHA-256 of the image's file."""
 
-from __future__ import annotations
-
 import hashlib
 import timeit
 from collections.abc import Callable, Sequence

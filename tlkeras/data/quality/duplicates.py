@@ -1,7 +1,5 @@
 """Duplicate images, those with different labels or in several splits, and the manifest without what misleads."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

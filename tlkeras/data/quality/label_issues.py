@@ -1,7 +1,5 @@
 """Label issues, by confident learning, and outliers."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Exact duplicates by their bytes, and near duplicates by the correlation of thumbnails and by perceptual hashes."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -139,9 +137,8 @@ def _find_pairs(thumbnails: np.ndarray) -> dict[tuple[int, int], float]:
 
 
 def _fit_common(thumbnails: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that removes from normalised rows [n, pixels] the mean and the first principal components.
-
-    They come from a sample, upright and turned by a quarter; at most one component per twenty thumbnails.
+    """A function that removes from normalised rows [n, pixels] the mean and the first principal components. They come
+    from a sample, upright and turned by a quarter; at most one component per twenty thumbnails.
     """
     if len(thumbnails) < _FEWEST:
         return lambda rows: rows

@@ -1,7 +1,5 @@
 """Data sets from packages: ELPV, scikit-learn's digits, and TensorFlow Datasets."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import importlib.util

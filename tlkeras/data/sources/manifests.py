@@ -1,7 +1,5 @@
 """Manifests: a table with the path of an image per line, and columns of labels, splits, weights and others."""
 
-from __future__ import annotations
-
 import csv
 import os
 import stat
@@ -12,8 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tlkeras.data.headers import ByteRange, InvalidImage, parse_slice, to_printable
-from tlkeras.data.sources.image_files import ImageFinder
-from tlkeras.data.sources.table_files import find_path_column, read_lines
+from tlkeras.data.sources.table_files import ImageFinder, find_path_column, read_lines
 from tlkeras.data.splits import find_split
 from tlkeras.data.tables import SPLITS, ImageTable
 from tlkeras.data.tasks import split_cell

@@ -1,7 +1,5 @@
 """Images in few large TFRecord files, for file systems that are slow at many small ones."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass

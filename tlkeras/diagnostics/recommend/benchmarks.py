@@ -3,8 +3,6 @@
 That process is `python -m tlkeras.diagnostics.recommend.benchmarks REQUEST`, the request as JSON.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import statistics
@@ -16,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tlkeras.errors import BackboneError
-from tlkeras.features.memory import peak_memory
+from tlkeras.features.store import peak_memory
 
 _REPEATS, _STEPS = 15, 4
 _BATCH = 32

@@ -1,7 +1,5 @@
 """Candidate backbones: those within the limits whose weights are available, best on ImageNet first."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Candidate backbones measured on the same images: how well features separate the classes, and costs here."""
 
-from __future__ import annotations
-
 import dataclasses
 import gc
 import math
@@ -26,7 +24,7 @@ from tlkeras.diagnostics.features import FoldIndices, LabelledFolds, divide_clas
 from tlkeras.diagnostics.recommend.benchmarks import BenchmarkRequest, BenchmarkResult, measure_costs
 from tlkeras.diagnostics.recommend.candidates import Candidate
 from tlkeras.errors import BackboneError, TlkerasError
-from tlkeras.features.extractor import POOLED, SOURCE_LOGITS
+from tlkeras.features.extraction import POOLED, SOURCE_LOGITS
 from tlkeras.finetuning.auto_stages import choose_stages
 from tlkeras.heads.heads import make_head
 from tlkeras.heads.transferability import measure_h_score, measure_leep, measure_logme, measure_nce

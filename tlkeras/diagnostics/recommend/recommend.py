@@ -1,7 +1,5 @@
 """A pretrained backbone recommended for images and this machine, by measuring: its size, frozen or fine-tuned."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The content of a run's report: metrics, mistakes with their images, curves, reproducibility."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """The page on one or several runs: one HTML file."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence

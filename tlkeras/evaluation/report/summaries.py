@@ -1,7 +1,5 @@
 """Sentences and numbers of a report as people read them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Codebooks of handcrafted features: learned on training images alone, cached like activations."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import warnings

@@ -1,7 +1,5 @@
 """Handcrafted features, one image to one vector: HOG, SIFT, local binary patterns, colour; imports no TensorFlow."""
 
-from __future__ import annotations
-
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

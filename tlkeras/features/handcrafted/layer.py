@@ -1,7 +1,5 @@
 """Handcrafted features as a Keras layer, which calls Python: no other program can run it, and `export` refuses it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any

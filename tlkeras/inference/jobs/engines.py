@@ -1,7 +1,5 @@
 """The engines of a job: processes of this machine, or Ray Data's actors on many machines."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

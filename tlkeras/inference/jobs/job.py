@@ -15,8 +15,6 @@ Files are written atomically, the record last. So a shard that has a record is c
 again, by any worker on any machine that sees the folder, with the same result.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import hashlib
@@ -37,8 +35,7 @@ from filelock import FileLock, Timeout
 from tlkeras.data.headers import ImageWarning, InvalidImage, Issue, to_printable
 from tlkeras.errors import ResourceError, RunError
 from tlkeras.files import atomic_write, sha256, sync_folder
-from tlkeras.inference.image_files import explain_no_images
-from tlkeras.inference.results import FailedShard, JobSummary
+from tlkeras.inference.results import FailedShard, JobSummary, explain_no_images
 
 FORMAT = 1
 ATTEMPTS = 3

@@ -1,7 +1,5 @@
 """A worker of a job: one shard after the other, from image files to rows, until none is left that it could compute."""
 
-from __future__ import annotations
-
 import errno
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +18,8 @@ from tlkeras.data.tasks import Task
 from tlkeras.errors import ResourceError
 from tlkeras.features.engines import Engine
 from tlkeras.features.extraction import stream_images
-from tlkeras.inference.image_files import list_notes
 from tlkeras.inference.jobs.job import Job
+from tlkeras.inference.results import list_notes
 
 _PAUSE = 0.5  # seconds until claims of other workers are tried again
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

@@ -1,7 +1,5 @@
 """From a recipe to its images, their splits, and the cache that all commands share."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -150,10 +148,9 @@ def split_dataset(recipe: Recipe, dataset: Dataset) -> Dataset:
 
 
 def _split_domains(recipe: Recipe, dataset: Dataset, splits: np.ndarray) -> np.ndarray:
-    """Split of each image across domains, str (n,); without a section `domain_adaptation` they stay as they are.
-
-    Target images of the test split are measured if they have a label. All others are `TARGET`: learned from without
-    it. Source images validate or train: nothing is measured on them.
+    """Split of each image across domains, str (n,); without a section `domain_adaptation` they stay as they are. Target
+    images of the test split are measured if they have a label. All others are `TARGET`: learned from without it. Source
+    images validate or train: nothing is measured on them.
     """
     if recipe.domain_adaptation is None:
         return splits

@@ -14,7 +14,7 @@ from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema import FineTuningConfig
 from tlkeras.data.tables import TARGET, Dataset
 from tlkeras.errors import RecipeError, TlkerasError
-from tlkeras.features.extractor import FeatureExtractor
+from tlkeras.features.extraction import FeatureExtractor
 from tlkeras.finetuning.auto_stages import Decision, choose_stages
 from tlkeras.finetuning.caching_plan import CachingPlan, plan_stages
 from tlkeras.finetuning.metrics import METRICS

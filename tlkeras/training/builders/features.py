@@ -1,7 +1,5 @@
 """From a recipe to the frozen network and its activations of images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,8 +19,15 @@ from tlkeras.data.tables import TARGET, Dataset
 from tlkeras.errors import RecipeError
 from tlkeras.features import extraction
 from tlkeras.features.engines import Engine, make_engine
-from tlkeras.features.extraction import Activations, average_positions, extract_activations
-from tlkeras.features.extractor import POOLED, SOURCE_LOGITS, FeatureExtractor, source_log_probabilities
+from tlkeras.features.extraction import (
+    POOLED,
+    SOURCE_LOGITS,
+    Activations,
+    FeatureExtractor,
+    average_positions,
+    extract_activations,
+    source_log_probabilities,
+)
 from tlkeras.features.handcrafted import codebooks
 from tlkeras.features.handcrafted.layer import HandcraftedFeatures, list_handcrafted, make_layers
 from tlkeras.features.pooling import (
@@ -85,9 +90,8 @@ def _fuse_features(recipe: Recipe, whole: keras.Model, cut: CutPoint) -> keras.M
 
 
 def _choose_orientations(recipe: Recipe, extractor: FeatureExtractor) -> int:
-    """The number of orientations that the finished network averages; 1 if an image is taken as it is.
-
-    RecipeError if the recipe's policy has no numbered orientations; BackboneError if there is no map to average.
+    """The number of orientations that the finished network averages; 1 if an image is taken as it is. RecipeError if
+    the recipe's policy has no numbered orientations; BackboneError if there is no map to average.
     """
     if not recipe.augmentation.test_time:
         return 1

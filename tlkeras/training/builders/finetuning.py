@@ -1,7 +1,5 @@
 """From a recipe to its fine-tuning, ready to run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,16 +23,14 @@ from tlkeras.finetuning.inputs import ActivationSource, BatchSource, DataSplit, 
 from tlkeras.finetuning.losses import SigmoidLoss, SquaredErrorLoss, make_loss
 from tlkeras.finetuning.metrics import TaskSlice
 from tlkeras.finetuning.mixup import make_mixup_cutmix
-from tlkeras.finetuning.muon import ConvMuon
-from tlkeras.finetuning.network import Network
-from tlkeras.finetuning.optimizers import ScaledOptimizer, scale_learning_rates
-from tlkeras.finetuning.precision import choose_precision
+from tlkeras.finetuning.network import Network, choose_precision
+from tlkeras.finetuning.optimizers import ConvMuon, ScaledOptimizer, scale_learning_rates
 from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.stage_runner import Objective
 from tlkeras.finetuning.trainer import FitHeads, Trainer, TrainerConfig
 from tlkeras.heads.base import LinearClassifierHead
-from tlkeras.heads.class_weights import compute_class_factors, compute_sample_weights
+from tlkeras.heads.folds import compute_class_factors, compute_sample_weights
 from tlkeras.heads.heads import Head, list_layers
 from tlkeras.heads.multitask import MultiTaskLoss, UncertaintyWeighting, pcgrad
 from tlkeras.training.builders.data import image_size, is_target, make_recipe_policy
@@ -81,7 +77,6 @@ def make_trainer(
 
 def _make_fit(experiment: Experiment) -> FitHeads | None:
     """A function that fits the recipe's heads on other features of the training images; None if they are not linear.
-
     Heads that take epochs to train, select features or lead to another domain stay as they were fitted.
     """
     recipe, dataset = experiment.recipe, experiment.dataset

@@ -1,7 +1,5 @@
 """From a recipe to its devices and its experiment: everything that can fail before work starts."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Mapping
@@ -13,7 +11,7 @@ from tlkeras.data.inspection import validate_images
 from tlkeras.data.splits import classes_missing_from_test
 from tlkeras.data.tables import Dataset
 from tlkeras.errors import RecipeError, TlkerasError
-from tlkeras.features.extractor import FeatureExtractor
+from tlkeras.features.extraction import FeatureExtractor
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy, make_mirrored, make_multi_worker
 from tlkeras.finetuning.rendezvous import TIMEOUT_SECONDS, read_cluster, rendezvous
 from tlkeras.runs.directory import describe_environment

@@ -1,7 +1,5 @@
 """Recipes made from a recipe, and the parts of one that results depend on."""
 
-from __future__ import annotations
-
 import json
 import os
 from typing import Any
