@@ -91,7 +91,6 @@ class AffineAligner(Aligner):
         return [make_dense(*self.maps_["target"])]
 
     def _set_map(self, domain: Domain, matrix: np.ndarray, mean: np.ndarray, offset: np.ndarray | float = 0.0) -> None:
-        """Map a domain by (x - mean) @ matrix + offset."""
         self.maps_ = {**getattr(self, "maps_", {}), domain: (matrix, offset - mean @ matrix)}
 
     def _set_identity(self, *domains: Domain, width: int) -> None:

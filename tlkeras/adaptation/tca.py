@@ -102,7 +102,6 @@ class TransferComponentAnalysis(Aligner):
         return X @ self._basis.T if self.kernel == "linear" else rbf_kernel(X, self._basis, self.gamma_)
 
     def _solve(self, contrasts: np.ndarray) -> None:
-        """Find the weights for L = E E', E the contrasts (n, r)."""
         F = self._features  # symmetric where it is the kernel itself
         spread = F.T @ contrasts
         mu = self.mu * max(float((spread**2).sum()), _NOTHING * float((F**2).mean()))

@@ -278,7 +278,6 @@ def _agree(flat: keras.Model, backbone: Any, size: int) -> bool:
 
 
 def _drop_tokens(outputs: Any, backbone: Any, size: int) -> Any:
-    """The outputs as a map [n, h, w, width], from the tokens [n, tokens, width] of a transformer."""
     if len(outputs.shape) == 4:
         return outputs
     _, tokens, width = outputs.shape

@@ -228,7 +228,6 @@ def _resolve_location(location: tuple, document: YamlDocument) -> tuple[tuple, l
 
 
 def _find_sections(annotation: Any) -> Iterator[type[ConfigSection]]:
-    """Yield the sections in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, ConfigSection):
         yield annotation
     for part in annotation if isinstance(annotation, tuple) else get_args(annotation):

@@ -43,7 +43,6 @@ def measure_depth(paths: Sequence[str]) -> tuple[int, int]:
 
 
 def _to_png_mode(image: Image.Image) -> Image.Image:
-    """The image in a mode that PNG has."""
     if image.mode in ("CMYK", "YCbCr", "HSV", "RGBX"):
         return image.convert("RGB")
     if image.mode in ("PA", "La", "RGBa") or (image.mode in ("P", "L", "RGB") and "transparency" in image.info):

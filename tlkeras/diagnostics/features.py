@@ -198,7 +198,6 @@ def _draw_maps(experiment: builders.Experiment, cut: CutPoint, path: Path) -> No
 
 
 def _apply_colormap(maps: np.ndarray) -> np.ndarray:
-    """Maps (n, h, w) in colours of one scale, uint8 (n, 128, 128, 3)."""
     from matplotlib import colormaps
 
     low, high = float(maps.min()), float(maps.max())

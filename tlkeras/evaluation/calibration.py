@@ -134,7 +134,6 @@ def _choose_rows(predictions: Predictions) -> np.ndarray:
 def _log_loss(
     logits: np.ndarray, members: np.ndarray, weights: np.ndarray, is_multilabel: bool
 ) -> tuple[float, np.ndarray]:
-    """Weighted log loss, and its gradient by the logits, float64 [n, k]."""
     if is_multilabel:
         each = np.logaddexp(0, logits) - members * logits
         return float(weights @ each.mean(axis=1)), weights[:, None] * (expit(logits) - members) / logits.shape[1]

@@ -303,7 +303,6 @@ def _is_ranked(key: MetricKey) -> bool:
 
 
 def _sum_by_class(weights: np.ndarray, codes: np.ndarray, classes: int) -> np.ndarray:
-    """Weight on each class, (b, k)."""
     rows = np.arange(len(codes))
     return np.asarray((csr_array((np.ones(len(codes)), (codes, rows)), shape=(classes, len(codes))) @ weights.T).T)
 
@@ -327,6 +326,5 @@ def _rank(members: Iterable[np.ndarray], scores: np.ndarray, weights: np.ndarray
 
 
 def _name_by_class(metrics: dict[str, np.ndarray]) -> dict[MetricKey, np.ndarray]:
-    """Metrics (b, k) of k classes as one (b,) of each class."""
     classes = next(iter(metrics.values())).shape[1]
     return {(index, name): values[:, index] for index in range(classes) for name, values in metrics.items()}

@@ -101,7 +101,6 @@ def publish(staging: Path, target: Path, facts: Mapping[str, Any]) -> int:
 
 
 def _read_ledger(target: Path) -> tuple[int, dict[str, object]]:
-    """The last number that was used, and the facts of each version."""
     path = target / VERSIONS_FILE
     if not path.exists():
         return 0, {}

@@ -166,7 +166,6 @@ _ENGINES: dict[str, Callable[[keras.Model, Any], Engine]] = {
 
 
 def _trace(extractor: keras.Model, call: Callable[[Any], Any]) -> Any:
-    """A concrete function of uint8 images to a list of float32 tensors, from `call`."""
     [entry] = extractor.inputs
 
     def run(images: tf.Tensor) -> list[tf.Tensor]:

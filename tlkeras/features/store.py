@@ -115,7 +115,6 @@ def count_rows(path: Path) -> int:
 
 
 def _read_header(file: BinaryIO) -> tuple[int, int, int]:
-    """Rows, bytes per row, and checksum."""
     header, size = file.read(_HEADER.size), os.fstat(file.fileno()).st_size
     if len(header) < _HEADER.size:
         raise DamagedShardError("it is shorter than its header")

@@ -87,7 +87,6 @@ class ActivationSource:
 
 
 def _gather(views: Sequence[Any], numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The row of each position in the view of its number."""
     first = views[numbers[0]][positions[:1]]
     values = np.empty((len(positions), *first.shape[1:]), first.dtype)
     for number in np.unique(numbers):

@@ -74,7 +74,6 @@ def layerwise_lr_decay(groups: Groups, multipliers: Sequence[float]) -> dict[str
 
 
 def _find_nested(calls: Sequence[Node]) -> Node | None:
-    """The call of the nested model that has most of the variables, if there is one."""
     owners = {id(call.operation): call.operation for call in calls if has_weights(call)}
     total = sum(len(layer.weights) for layer in owners.values())
     models = (call for call in calls if isinstance(call.operation, keras.Model))
@@ -105,7 +104,6 @@ def _locate_layers(model: keras.Model, calls: Sequence[Node], names: Sequence[st
 
 
 def _make_blocks(below: keras.Model, backbone: keras.Model) -> tuple[LayerGroup, ...]:
-    """A group for each block, without the layers before the first weights."""
     calls = trace_calls(backbone)
     first = next((place for place, call in enumerate(calls) if has_weights(call)), 0)
     layers = {call.operation.name: call.operation for call in calls[first:] if isinstance(call.operation, keras.Layer)}

@@ -101,7 +101,6 @@ def smooth(targets: tf.Tensor, smoothing: float, classes: int) -> tf.Tensor:
 
 
 def _check_shapes(targets: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Both in float32."""
     targets, logits = tf.cast(targets, tf.float32), tf.cast(logits, tf.float32)
     if targets.shape.rank != logits.shape.rank or not targets.shape.is_compatible_with(logits.shape):
         raise DataError(

@@ -84,7 +84,6 @@ class KerasHead(BaseHead):
         return {name: [float(value) for value in values] for name, values in history.history.items()}
 
     def _hold_out(self, rows: LabelledFeatures, groups: np.ndarray | None) -> tuple[LabelledFeatures, LabelledFeatures]:
-        """The rows to train on and those to stop by."""
         strata = self.link_.group_rows(rows.codes)
         counts = np.bincount(strata)
         share = max(0.1, len(counts) / len(rows.codes))

@@ -142,7 +142,6 @@ class CosineHead(VectorHead):
         self.kernel_, self.bias_ = self.kernel_ * scale, shift
 
     def _find_directions(self, rows: LabelledFeatures) -> tuple[np.ndarray, np.ndarray]:
-        """Mean of the rows, (d,), and direction of each class from there, (d, k)."""
         mean = np.average(rows.X, axis=0, weights=rows.weights)
         centred = rows._replace(X=normalize_rows(rows.X - mean))
         return mean, normalize_rows(average_classes(centred, len(self.classes_))).T

@@ -43,7 +43,6 @@ def make_grpc_server(handler: RequestHandler, address: str) -> tuple[grpc.aio.Se
 
 
 def _method(name: str, work: Callable[[_Service, Any], Awaitable[Message]]) -> Any:
-    """A method of the service: it responds with what `work` gives, or aborts with the status of its error."""
 
     async def respond(service: _Service, request: Any, context: grpc.aio.ServicerContext) -> Any:
         model = request.model_spec.name if hasattr(request, "model_spec") else ""
@@ -146,7 +145,6 @@ def _read_tensor(name: str, tensor: Any, limit: int) -> np.ndarray:
 
 
 def _read_examples(examples: Any) -> list[bytes]:
-    """Serialized examples of an input, each with the features that all share."""
     if examples.HasField("example_list"):
         return [example.SerializeToString() for example in examples.example_list.examples]
     if not examples.HasField("example_list_with_context"):

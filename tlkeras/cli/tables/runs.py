@@ -166,7 +166,6 @@ def _format_interval(estimate: Estimate, sign: str = "-") -> str:
 
 
 def _format_estimate(estimate: Estimate, value: str = "{}") -> str:
-    """A metric, and its interval where there is one."""
     text = value.format(format_number(estimate.value))
     return text if math.isnan(estimate.low) else f"{text} ({_format_interval(estimate)})"
 

@@ -127,7 +127,6 @@ def _list_domain_conflicts(recipe: Recipe, adaptation: DomainAdaptationConfig) -
 
 
 def _list_label_conflicts(recipe: Recipe) -> list[str]:
-    """Settings that conflict with the kinds of labels, or with several tasks."""
     options, head, tasks, separator = recipe.finetuning, recipe.head, recipe.data.tasks or {}, recipe.data.separator
     kinds = {task.kind for task in tasks.values()} or {"multilabel" if separator else "classes"}
     labels, single = "multilabel" in kinds, head.kind in SINGLE_LABEL_HEADS

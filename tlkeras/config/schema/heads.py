@@ -12,7 +12,6 @@ from tlkeras.config.schema.fields import ConfigSection, Fraction, PositiveFloat,
 
 
 def _take(*words: str, or_number: str, fits: Callable[[float], bool]) -> BeforeValidator:
-    """A validator of one of the words, or of a number that fits."""
 
     def check(value: Any) -> Any:
         if value not in words and not (type(value) in (int, float) and fits(value)):

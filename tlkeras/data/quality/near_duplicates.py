@@ -280,7 +280,6 @@ class HashIndex:
 
 
 def _split(hashes: np.ndarray) -> np.ndarray:
-    """uint64 [n] -> int64 [parts, n]."""
     parts = [(hashes >> np.uint64(_PART_BITS * part)) & np.uint64(0xFFFF) for part in range(_PARTS)]
     return np.stack(parts).astype(np.int64)
 

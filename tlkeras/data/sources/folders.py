@@ -262,7 +262,6 @@ def _unwrap(tree: FileTree) -> str:
 
 
 def _class_folders(tree: FileTree, folder: str, options: SourceOptions) -> list[tuple[str, str, str]]:
-    """(Split or "", label, folder) of each class folder."""
     tops = tree.list_folders(folder)
     names = [_label(top) for top in tops]
     classes = [("", name, top) for name, top in zip(names, tops, strict=True)]

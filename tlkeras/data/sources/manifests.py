@@ -183,7 +183,6 @@ def _check_header_line(header: Sequence[str], column: str | None, path: str | No
 
 
 def _normalise_splits(numbers: Sequence[int], words: Sequence[str], problems: list[str]) -> list[str]:
-    """The words of `SPLITS`; "" in all lines or in none."""
     if not any(words):
         return list(words)
     for number, word in zip(numbers, words, strict=True):

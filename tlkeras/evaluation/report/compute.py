@@ -155,7 +155,6 @@ def compute_report(run: Run, options: ReportOptions) -> Report:
 
 
 def _check_options(options: ReportOptions) -> None:
-    """Raise a RunError that names all invalid options."""
     problems = [
         f"{name} is not between 0 and 1. Received: {value}."
         for name, value in (("conformal", options.conformal), ("accuracy", options.accuracy))
@@ -268,7 +267,6 @@ class _Computation:
     def _find_nearest(
         self, predictions: Predictions, losses: Sequence[errors.TopLoss]
     ) -> dict[str, list[errors.SimilarImage]]:
-        """The most similar training images of each loss, by its key."""
         try:
             train, test = self.data.features["train"], self.data.features["test"]
         except (KeyError, TlkerasError) as error:

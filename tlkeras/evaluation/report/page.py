@@ -207,7 +207,6 @@ def _make_section(report: Report, anchor: str) -> _RunSection:
 
 
 def _draw_charts(report: TaskReport, anchor: str) -> dict[str, Markup]:
-    """The charts of a task by name."""
     return {
         name: charts.embed_chart(f"{anchor}-{name}", title, plot, content)
         for name, (title, plot, drawn) in _CHARTS.items()
