@@ -14,7 +14,7 @@ from tlkeras.evaluation.errors import (
     top_losses,
 )
 from tlkeras.evaluation.learning_curve import _draw
-from tlkeras.evaluation.robustness import CORRUPTIONS
+from tlkeras.evaluation.other_data import CORRUPTIONS
 from tlkeras.runs.predictions import Predictions
 
 

@@ -9,9 +9,8 @@ import tensorflow as tf
 from keras import layers
 
 from tlkeras.backbones.graph import pass_on
-from tlkeras.finetuning.cpu_kernels import use_fused_cpu_ops
 from tlkeras.finetuning.freezing import unfreeze
-from tlkeras.finetuning.network import computing_in
+from tlkeras.finetuning.network import computing_in, use_fused_cpu_ops
 
 
 def make_network(stride: int = 1, padding: str = "same", multiplier: int = 1) -> keras.Model:

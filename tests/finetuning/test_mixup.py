@@ -9,9 +9,8 @@ import tensorflow as tf
 from tlkeras.config.schema.finetuning import FocalConfig, SigmoidConfig, SoftmaxConfig
 from tlkeras.data.augmentation.views import cutmix
 from tlkeras.errors import RecipeError
-from tlkeras.finetuning import mixup as mixing
-from tlkeras.finetuning.losses import make_loss
-from tlkeras.finetuning.mixup import make_mixup_cutmix, mixup_batch
+from tlkeras.finetuning import losses as mixing
+from tlkeras.finetuning.losses import make_loss, make_mixup_cutmix, mixup_batch
 from tlkeras.heads.multitask import MultiTaskLoss
 
 IMAGES = tf.constant(np.random.default_rng(0).integers(0, 2, (6, 8, 8, 3)) * 250, tf.uint8)

@@ -11,8 +11,7 @@ from tlkeras.features.extraction import POOLED, FeatureExtractor
 from tlkeras.features.pooling import pool
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.inputs import ActivationSource, DataSplit, DistillationSource
-from tlkeras.finetuning.losses import make_loss
-from tlkeras.finetuning.mixup import mixup_batch
+from tlkeras.finetuning.losses import make_loss, mixup_batch
 from tlkeras.finetuning.network import IMAGES, Network
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.regularization import make_regularizer

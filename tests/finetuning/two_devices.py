@@ -12,8 +12,7 @@ from test_trainer import CLASSES_OF, STAGES, Breaking, cuts_of, make_network, ma
 from tlkeras.config.schema.finetuning import SoftmaxConfig
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, make_mirrored
-from tlkeras.finetuning.losses import make_loss
-from tlkeras.finetuning.mixup import mixup_batch
+from tlkeras.finetuning.losses import make_loss, mixup_batch
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.schedule import Schedule, Stage
 from tlkeras.finetuning.stage_runner import Objective

@@ -15,7 +15,7 @@ from tlkeras.errors import DataError, RecipeError
 from tlkeras.evaluation.metrics import bootstrap_metrics
 from tlkeras.finetuning.losses import SquaredErrorLoss
 from tlkeras.finetuning.metrics import TaskSlice, compute_validation_metrics
-from tlkeras.heads.regression import RidgeRegressionHead
+from tlkeras.heads.linear import RidgeRegressionHead
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import open_run
 

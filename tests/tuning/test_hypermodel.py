@@ -5,7 +5,7 @@ import pytest
 
 from tlkeras.config.recipe import load_recipe
 from tlkeras.errors import RecipeError
-from tlkeras.tuning.hypermodel import RecipeHyperModel
+from tlkeras.tuning.objective import RecipeHyperModel
 
 TUNED = """
 tuning:

@@ -18,7 +18,7 @@ from tlkeras.data.inspection import read_header_and_digest
 from tlkeras.data.pipeline import epoch_permutation
 from tlkeras.data.tables import Dataset
 from tlkeras.errors import DataError, ResourceError
-from tlkeras.finetuning.mixup import make_mixup_cutmix
+from tlkeras.finetuning.losses import make_mixup_cutmix
 from tlkeras.plotting.charts import plot_contact_sheet
 from tlkeras.results import Result
 from tlkeras.training import builders

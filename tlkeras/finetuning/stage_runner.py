@@ -10,12 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.finetuning.cpu_kernels import use_fused_cpu_ops
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
 from tlkeras.finetuning.freezing import recompute_batch_norm_statistics
 from tlkeras.finetuning.inputs import BatchSource, split_recorded
 from tlkeras.finetuning.losses import weighted_mean
-from tlkeras.finetuning.network import Network, computing_in
+from tlkeras.finetuning.network import Network, computing_in, use_fused_cpu_ops
 from tlkeras.finetuning.regularization import collect_weights
 from tlkeras.finetuning.schedule import Stage
 from tlkeras.finetuning.unfreezing import ActiveStage

@@ -9,9 +9,8 @@ from tlkeras.errors import RecipeError, suggest
 from tlkeras.heads.base import BaseHead
 from tlkeras.heads.deep import AttentionHead, MLPHead, RecurrentHead, TransformerHead
 from tlkeras.heads.kernel import KernelHead
-from tlkeras.heads.linear import LinearHead, LinearSVMHead, RidgeHead
+from tlkeras.heads.linear import LinearHead, LinearSVMHead, RidgeHead, RidgeRegressionHead
 from tlkeras.heads.prototypes import CentroidHead, CosineHead, LdaHead
-from tlkeras.heads.regression import RidgeRegressionHead
 
 if TYPE_CHECKING:
     import keras

@@ -19,11 +19,9 @@ _NOTED = ("orientation-ignored",)
 
 def expand_paths(images: Sequence[str | Path]) -> tuple[list[str], list[InvalidImage]]:
     """Image files, and those below folders, in order, and the other files there; DataError if some do not exist."""
-    missing = [
-        InvalidImage(str(image), "missing", "it does not exist") for image in images if not os.path.lexists(image)
-    ]
-    if missing:
-        raise DataError.from_problems("Some images were not found:", list_some(describe_issues(missing)))
+    lost = [InvalidImage(str(image), "missing", "it does not exist") for image in images if not os.path.lexists(image)]
+    if lost:
+        raise DataError.from_problems("Some images were not found:", list_some(describe_issues(lost)))
     return find_files(images)
 
 
@@ -43,9 +41,8 @@ def explain_no_images(places: Sequence[str | Path], rejected: Sequence[InvalidIm
     places = ", ".join(list_some(list(map(str, places)))) or "no file and no folder"
     if not rejected:
         return DataError("No image was found.", places)
-    return DataError.from_problems(
-        f"No image was found. Received: {places}, with:", list_some(describe_issues(rejected))
-    )
+    headline = f"No image was found. Received: {places}, with:"
+    return DataError.from_problems(headline, list_some(describe_issues(rejected)))
 
 
 def list_notes(path: str, seen: Header | bytes) -> list[ImageWarning]:

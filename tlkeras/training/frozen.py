@@ -13,8 +13,7 @@ from tlkeras.features.store import check_memory
 from tlkeras.heads.deep import KerasHead
 from tlkeras.heads.heads import Head
 from tlkeras.heads.late_fusion import fit_late_fusion
-from tlkeras.heads.linear import LinearHead
-from tlkeras.heads.regression import RidgeRegressionHead
+from tlkeras.heads.linear import LinearHead, RidgeRegressionHead
 from tlkeras.training import builders
 from tlkeras.training.builders.experiment import Experiment
 from tlkeras.training.builders.heads import SplitFeatures, find_groups, fit_heads

@@ -17,8 +17,8 @@ from PIL import Image
 
 from tlkeras.evaluation.calibration import CalibrationResult
 from tlkeras.evaluation.learning_curve import LearningCurveResult
+from tlkeras.evaluation.other_data import RobustnessResult
 from tlkeras.evaluation.report.compute import RegressionPoints
-from tlkeras.evaluation.robustness import RobustnessResult
 from tlkeras.evaluation.selective import SelectiveResult
 from tlkeras.plotting.charts import COLOURS, FAINT, open_figure
 

@@ -16,8 +16,12 @@ from tlkeras.evaluation.comparison import PairedDifference, compare_probabilitie
 from tlkeras.evaluation.evaluate import EvaluationResult, evaluate
 from tlkeras.evaluation.learning_curve import LearningCurveResult, learning_curve
 from tlkeras.evaluation.metrics import measure_accuracy
-from tlkeras.evaluation.other_data import StoredEvaluation, read_external_evaluations
-from tlkeras.evaluation.robustness import RobustnessResult, measure_robustness
+from tlkeras.evaluation.other_data import (
+    RobustnessResult,
+    StoredEvaluation,
+    measure_robustness,
+    read_external_evaluations,
+)
 from tlkeras.evaluation.run_data import Reproducibility, RunData, read_reproducibility
 from tlkeras.finetuning.schedule import BASELINE
 from tlkeras.results import Result, to_plain

@@ -8,8 +8,8 @@ from tlkeras.evaluation.evaluate import TaskEvaluation
 from tlkeras.evaluation.intervals import Estimate
 from tlkeras.evaluation.learning_curve import LearningCurveResult
 from tlkeras.evaluation.metric_names import METRIC_NAMES
+from tlkeras.evaluation.other_data import RobustnessResult
 from tlkeras.evaluation.report.compute import AttributionSanity, GainOverProbe
-from tlkeras.evaluation.robustness import RobustnessResult
 from tlkeras.evaluation.selective import ConformalResult, LabelConformalResult, SelectiveResult
 
 UNDEFINED = "-"

@@ -20,9 +20,8 @@ from tlkeras.features.extraction import CachedActivations
 from tlkeras.finetuning.callbacks import TensorBoardLogger
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
 from tlkeras.finetuning.inputs import ActivationSource, BatchSource, DataSplit, DistillationSource, ImageSource
-from tlkeras.finetuning.losses import SigmoidLoss, SquaredErrorLoss, make_loss
+from tlkeras.finetuning.losses import SigmoidLoss, SquaredErrorLoss, make_loss, make_mixup_cutmix
 from tlkeras.finetuning.metrics import TaskSlice
-from tlkeras.finetuning.mixup import make_mixup_cutmix
 from tlkeras.finetuning.network import Network, choose_precision
 from tlkeras.finetuning.optimizers import ConvMuon, ScaledOptimizer, scale_learning_rates
 from tlkeras.finetuning.regularization import make_regularizer

@@ -18,8 +18,7 @@ from tlkeras.heads.base import LabelledRows
 from tlkeras.heads.deep import KerasHead
 from tlkeras.heads.feature_selection import FeatureSelectingHead
 from tlkeras.heads.heads import HEADS, Head, make_head
-from tlkeras.heads.linear import LinearHead
-from tlkeras.heads.regression import RidgeRegressionHead
+from tlkeras.heads.linear import LinearHead, RidgeRegressionHead
 
 
 def make_recipe_head(recipe: Recipe) -> Head:
