@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from tlkeras.cli.main import main
 
-TIFF, HEIC = b"II*\0" + bytes(99), b"\0\0\0\x18ftypheic" + bytes(99)
+PSD, HEIC = b"8BPS" + bytes(99), b"\0\0\0\x18ftypheic" + bytes(99)
 SMALL = ["--set", "backbone.name=tiny", "--set", "backbone.weights=none"]
 
 
@@ -49,13 +49,13 @@ def table(row):
 
 CASES = {  # what is wrong -> input, source, exit codes of check and train, words of the one line
     "loose images": (flat, "photos", 1, 3, "32 files", "00.png, 01.png, 02.png: not in a class folder"),
-    "TIFF alone": (only(TIFF, "{}.tif"), "photos", 1, 3, "40 files", "TIFF is not supported", "Convert"),
-    "TIFF named JPEG": (only(TIFF, "{}.jpg"), "photos", 1, 3, "40 files", "TIFF is not supported", "Convert"),
+    "PSD alone": (only(PSD, "{}.psd"), "photos", 1, 3, "40", "Photoshop (PSD) is not supported"),
+    "PSD named JPEG": (only(PSD, "{}.jpg"), "photos", 1, 3, "40 files", "Photoshop (PSD) is not supported", "Convert"),
     "empty alone": (only(b"", "{}.jpg"), "photos", 1, 3, "40 files", "the file is empty", "fetch them again"),
-    "HEIC beside images": (of(HEIC, "i{:02d}.heic"), "photos", 0, 0, "40 files", "HEIC is not supported", "Convert"),
-    "HEIC named JPEG": (of(HEIC, "i{:02d}.jpg"), "photos", 0, 0, "40 files", "HEIC is not supported", "Convert"),
+    "HEIC beside images": (of(HEIC, "i{:02d}.heic"), "photos", 0, 0, "40 files", "HEIC needs pillow-heif: pip install"),
+    "HEIC named JPEG": (of(HEIC, "i{:02d}.jpg"), "photos", 0, 0, "40 files", "HEIC needs pillow-heif: pip install"),
     "texts": (of(b"404: not found", "i{:02d}.jpg"), "photos", 0, 0, "40 files", "not an image (text)", "downloads"),
-    "no such files": (table("x/{path},{label},1"), "photos.csv", 1, 3, "32 files", "moved"),
+    "no such files": (table("x/{path},{label},1"), "photos.csv", 1, 3, "32 of 32 images are missing", "data.root"),
     "wrong weights": (table("{path},{label},heavy"), "photos.csv", 1, 3, "32 times", "'weight' of", "is 'heavy'"),
 }
 
@@ -80,7 +80,7 @@ def test_one_kind_of_file_has_one_code_whatever_its_name(workplace, name):
     of(HEIC, name, 3)(workplace)
     done = CliRunner().invoke(main, ["--quiet", "check", "photos", *SMALL, "--json"])
     codes = {(one["code"], one["reason"]) for one in json.loads(done.stdout)["rejected"]}
-    assert codes == {("unsupported", "HEIC is not supported, only JPEG, PNG, GIF, BMP, WebP")}
+    assert codes == {("unsupported", "HEIC needs pillow-heif: pip install 'tlkeras[heic]'")}
 
 
 def test_missing_rows_of_a_table_are_told_by_extraction(workplace):

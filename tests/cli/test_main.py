@@ -149,7 +149,6 @@ def test_cache_is_listed_and_pruned(workplace, call, monkeypatch):
         (["train", "mine.yaml", "--set", "data.sorce=1"], 2, "Did you mean 'source'?"),
         (["train", "mine.yaml", "--set", "data.source=empty"], 3, "empty"),
         (["train", "mine.yaml", "--set", "data.source=one"], 3, "only one class"),
-        (["train", "mine.yaml", "--set", "data.source=single"], 3, "fewer than two images"),
         (["train", "mine.yaml", "--set", "backbone.name=resnet51"], 4, "Did you mean 'resnet"),
         (["train", "mine.yaml", "--set", "backbone.size=1"], 4, "size"),
         (["train", "mine.yaml", "--set", "cache.budget_gb=1e-9", "--set", "cache.root=fresh"], 6, "budget"),

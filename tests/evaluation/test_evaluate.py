@@ -128,8 +128,7 @@ def test_other_images(trained, tmp_path, draw_more_photos, monkeypatch):
     shutil.rmtree(other / "night")
     assert np.isnan(tlkeras.evaluate_on("latest", str(other)).metrics["roc_auc"].value)
     assert tlkeras.evaluate_on("latest", "photos").trained_on == 24
-    (other / "dya").mkdir()
-    (other / "day").rename(other / "dya/x")
+    (other / "day").rename(other / "dya")
     with pytest.raises(DataError, match="'dya' is not a class. Did you mean 'day'"):
         tlkeras.evaluate_on("latest", str(other))
 

@@ -15,9 +15,9 @@ from tlkeras.inference import sharded
 from tlkeras.runs.directory import open_run
 
 LEFT_OUT = {  # name -> code
-    "b.tif": "unsupported",
+    "b.psd": "unsupported",
     "c.heic": "unsupported",
-    "d.avif": "unsupported",
+    "d.avif": "damaged",
     "heic.jpg": "unsupported",
     "notes.txt": "not-an-image",
     "text.png": "not-an-image",
@@ -52,8 +52,13 @@ def mixed(trained, tmp_path, monkeypatch):
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(folder / "deep/turned.webp", exif=exif, lossless=True)
-    image.save(folder / "b.tif")
-    for name, data in (("c.heic", HEIC), ("d.avif", AVIF), ("heic.jpg", HEIC), ("text.png", b"404: not found")):
+    for name, data in (
+        ("b.psd", b"8BPS" + bytes(99)),
+        ("c.heic", HEIC),
+        ("d.avif", AVIF),
+        ("heic.jpg", HEIC),
+        ("text.png", b"404: not found"),
+    ):
         (folder / name).write_bytes(data)
     (folder / "notes.txt").write_text("taken in May")
     for name in ("empty.png", "nothing"):
@@ -127,7 +132,7 @@ def test_it_is_printed_folded(trained, mixed, way):
     assert done.exit_code == 3, done.output
     said = " ".join(done.stdout.split())
     assert "(31)" in said and "22 files" in said and "IMG_0000.HEIC, " in said and "IMG_0009" not in said
-    assert "HEIC is not supported, only JPEG, PNG, GIF, BMP, WebP. Convert them to JPEG or PNG." in said
+    assert "HEIC needs pillow-heif: pip install 'tlkeras[heic]'" in said
     assert "note: " in said and "EXIF orientation 6" in said
     assert len(done.stdout.splitlines()) < 45
 
@@ -154,7 +159,8 @@ def test_a_folder_without_any_image_says_what_is_there(trained, tmp_path, monkey
         (tmp_path / f"in/{number}.heic").write_bytes(HEIC)
     done = call(*WAYS[way](trained, tmp_path / "in"))
     assert done.exit_code == 3
-    assert "30 files in" in done.output and "such as 0.heic, 1.heic, 10.heic: HEIC is not supported" in done.output
+    said = " ".join(done.output.split())
+    assert "30 files in" in said and "pip install 'tlkeras[heic]'" in said, said
 
 
 def test_a_job_below_the_images_does_not_list_itself(trained, mixed):

@@ -31,7 +31,7 @@ name: moved
 data: {source: images/cells.csv, label: mark, domain: camera, validation: 0.2, test: 0.3}
 domain_adaptation: {source: old, target: new, method: coral}
 backbone: {name: tiny, weights: none, size: 32}
-head: {kind: linear, C: 0.1}
+head: {kind: linear}
 training: {epochs: 4, batch_size: 16}
 evaluation: {bootstrap_samples: 100}
 """

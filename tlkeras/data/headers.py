@@ -233,8 +233,8 @@ def check_header(data: bytes, max_pixels: int = MAX_PIXELS, *, served: bool = Fa
         raise ImageError("empty", "the file is empty")
     if problem := explain_format(kind := detect_format(data)):
         raise ImageError(*problem)
-    header = _read_header(data, kind)
-    if served and not header.readable:
+    header = None if served and kind not in DECODED_FORMATS else _read_header(data, kind)
+    if header is None or (served and not header.readable):
         name = "this kind of BMP" if kind == "BMP" else kind
         reason = f"{name} is not supported by a served model, only {', '.join(DECODED_FORMATS)}"
         raise ImageError("unsupported", f"{reason}; `tlkeras predict --url` sends it as PNG")

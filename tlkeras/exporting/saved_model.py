@@ -162,9 +162,7 @@ def _check_parity(
 ) -> tuple[list[ParityResult], float]:
     """The parity table and the largest difference from the run's own predictions."""
     files = {name: folder / FORMATS[name].file for name in converted}
-    sizes = {
-        name: parity.measure_size(file if file.suffix == ".tflite" else file.parent) for name, file in files.items()
-    }
+    sizes = {name: parity.measure_size(at if at.suffix == ".tflite" else at.parent) for name, at in files.items()}
     sizes[SAVED_MODEL] = parity.measure_size(folder) - sum(sizes.values())
     sizes[REFERENCE] = parity.measure_size(inputs.run.path / "model.keras")
     own = {REFERENCE: _predict_with_keras(inputs.model), SAVED_MODEL: _predict_with_saved_model(loaded, inputs.tasks)}

@@ -20,10 +20,10 @@ from tlkeras.errors import DataError, ResourceError
 
 @pytest.fixture
 def photos(tmp_path, draw_more_photos):
-    """Class folders, an empty file and a TIFF."""
+    """Class folders, an empty file and a PSD."""
     draw_more_photos(tmp_path / "photos")
     (tmp_path / "photos" / "day" / "empty.png").write_bytes(b"")
-    (tmp_path / "photos" / "day" / "scan.tif").write_bytes(b"II*\0" + bytes(99))
+    (tmp_path / "photos" / "day" / "scan.psd").write_bytes(b"8BPS" + bytes(99))
     return tmp_path / "photos"
 
 

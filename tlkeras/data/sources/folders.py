@@ -127,7 +127,8 @@ def _check_file(entry: os.DirEntry[str]) -> InvalidImage | None:
         return None
     try:
         with open(entry.path, "rb") as file:
-            refusal = explain_format(detect_format(file.read(512)))
+            start = file.read(512)
+        refusal = explain_format(detect_format(start)) if start else ("empty", "the file is empty")
     except OSError as error:
         refusal = explain_os_error(error)
     return InvalidImage(entry.path, *refusal) if refusal else None
