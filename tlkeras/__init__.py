@@ -45,16 +45,8 @@ _VERBS = {
 """From each verb to the module it lives in."""
 
 _WITHOUT_TENSORFLOW = {
-    "compare",
-    "copy_recipe",
-    "evaluate",
-    "list_backbones",
-    "list_cache",
-    "list_recipes",
-    "list_runs",
-    "predict_remotely",
-    "prune_cache",
-    "report_tuning",
+    *("compare", "copy_recipe", "evaluate", "list_backbones", "list_cache", "list_recipes", "list_runs"),
+    *("predict_remotely", "prune_cache", "report_tuning"),
 }
 
 __all__ = ["__version__", *_VERBS]  # noqa: PLE0604

@@ -24,8 +24,8 @@ from tlkeras.training.builders.variants import dataset_key, features_key, fine_t
 from tlkeras.training.finetune import open_trainer
 from tlkeras.training.frozen import read_split
 from tlkeras.tuning.model_pool import CompiledModelCache
-from tlkeras.tuning.oracles import name_figures
 from tlkeras.tuning.space import check_space, declare, read_values
+from tlkeras.tuning.trials import name_figures
 
 
 class RecipeHyperModel(keras_tuner.HyperModel):

@@ -8,8 +8,8 @@ from tlkeras.config.trials import RecipeValues, apply_values
 from tlkeras.inference.jobs.engines import choose_resources, require_ray
 from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 from tlkeras.training.builders.variants import make_source_absolute
-from tlkeras.tuning.oracles import TrialResult, name_figures
 from tlkeras.tuning.space import check_space
+from tlkeras.tuning.trials import TrialResult, name_figures
 from tlkeras.tuning.workers import run_trial
 
 

@@ -16,7 +16,7 @@ from tlkeras.errors import RecipeError
 from tlkeras.plotting.charts import COLOURS, FAINT, open_figure
 from tlkeras.results import OPTIONAL, Result
 from tlkeras.runs.directory import RUNS, Run, find_run
-from tlkeras.tuning.oracles import STATE, SeedSummary, Trial, TrialLog
+from tlkeras.tuning.trials import STATE, SeedSummary, Trial, TrialLog
 
 FEWEST = 10  # trials, below which importance is guessing
 _ROUNDS = 20

@@ -18,9 +18,10 @@ from tlkeras.runs.directory import RUNS, Run, create_run, list_runs, record_fail
 from tlkeras.training.builders import training_seed
 from tlkeras.training.train import train
 from tlkeras.tuning.objective import TrialRunner
-from tlkeras.tuning.oracles import STATE, Trial, TrialLog, TrialResult, TrialScheduler
+from tlkeras.tuning.oracles import TrialScheduler
 from tlkeras.tuning.report import TuningResult, report_search
 from tlkeras.tuning.space import boundary_recipes, check_space
+from tlkeras.tuning.trials import STATE, Trial, TrialLog, TrialResult
 from tlkeras.tuning.workers import InProcessWorker, ProcessPoolWorkers, Workers
 
 FOLDER = "tuning"

@@ -15,7 +15,7 @@ from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.config.trials import RecipeValues, apply_values
 from tlkeras.data.pipeline import list_cores
 from tlkeras.errors import TlkerasError
-from tlkeras.tuning.oracles import TrialResult
+from tlkeras.tuning.trials import TrialResult
 
 _GROWTH = 1 << 30  # bytes of memory above the first trial at which a worker is replaced by a fresh one
 
