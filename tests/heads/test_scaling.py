@@ -31,7 +31,9 @@ def test_one_more_row_deviates_as_the_median_column_does():
     np.testing.assert_allclose(constant.scale, [*frame.scale, 1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["linear", "ridge", "svm", "lda", "centroid", "kernel", "deep"])
+@pytest.mark.parametrize(
+    "kind", ["linear", "ridge", "svm", "lda", "centroid", "kernel", pytest.param("deep", marks=pytest.mark.slow)]
+)
 def test_a_feature_that_was_silent_does_not_decide(kind):
     """Four columns of 24 are next to silent in 20 images, and wake in others: the rest still separates the classes."""
     random = np.random.default_rng(0)
