@@ -9,7 +9,7 @@ import tensorflow as tf
 from tlkeras.config.schema.finetuning import FocalConfig, SigmoidConfig, SoftmaxConfig
 from tlkeras.data.augmentation.views import cutmix
 from tlkeras.errors import RecipeError
-from tlkeras.finetuning import losses as mixing
+from tlkeras.finetuning import losses
 from tlkeras.finetuning.losses import make_loss, make_mixup_cutmix, mixup_batch
 from tlkeras.heads.multitask import MultiTaskLoss
 
@@ -84,7 +84,7 @@ def make_batch(count: int, dtype: str = "float32"):
 @pytest.mark.parametrize("config", [SoftmaxConfig, FocalConfig, SigmoidConfig])
 def test_the_loss_of_a_blend_is_that_of_its_halves(config, monkeypatch):
     share = np.array([0.9, 0.25, 0.5], np.float32)
-    monkeypatch.setattr(mixing, "_draw_shares", lambda count, alpha, seed: tf.constant(share))
+    monkeypatch.setattr(losses, "_draw_shares", lambda count, alpha, seed: tf.constant(share))
     inputs, _, _ = make_batch(3)
     targets, weights = tf.constant([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]), np.array([1.0, 2.0, 4.0])
     mixed, blended, total = mixup_batch(inputs, targets, weights, [0, 1])
@@ -99,7 +99,7 @@ def test_the_loss_of_a_blend_is_that_of_its_halves(config, monkeypatch):
 
 
 def test_whole_numbers_are_rounded_to_the_nearest(monkeypatch):
-    monkeypatch.setattr(mixing, "_draw_shares", lambda count, alpha, seed: tf.constant([0.9, 0.9]))
+    monkeypatch.setattr(losses, "_draw_shares", lambda count, alpha, seed: tf.constant([0.9, 0.9]))
     mixed, _, _ = mixup_batch(np.array([[3], [10]], np.uint8), tf.eye(2), tf.ones(2), [0, 0])
     assert mixed.dtype == tf.uint8 and mixed.numpy().tolist() == [[4], [9]]  # 3.7 and 9.3
 
@@ -129,7 +129,7 @@ def test_a_blend_is_a_function_of_the_seed():
 
 @pytest.mark.parametrize("alpha", [0.001, 0.2, 1.0, 4.0])
 def test_shares_follow_the_beta_distribution(alpha):
-    shares = mixing._draw_shares(20_000, alpha, [1, 2]).numpy()
+    shares = losses._draw_shares(20_000, alpha, [1, 2]).numpy()
     assert np.isfinite(shares).all() and shares.min() >= 0 and shares.max() <= 1
     assert shares.mean() == pytest.approx(0.5, abs=0.015)
     assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.03)  # variance of Beta(a, a)

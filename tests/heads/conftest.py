@@ -11,7 +11,7 @@ def fit_scaler():
 
     def fit(X, weights=None):
         scaler = StandardScaler().fit(X, sample_weight=weights)
-        rows = len(X) if weights is None else weights.sum()
+        rows = len(X) if weights is None else max(weights.sum(), len(X))
         scaler.scale_ = np.sqrt((rows * scaler.var_ + np.median(scaler.var_)) / (rows + 1))
         return scaler
 

@@ -40,3 +40,13 @@ def test_means_of_few_rows_are_not_farther_away(kind):
         ((_, bias),) = head._solve_path(rows._replace(X=head._fit_frame(rows).apply(rows.X)), [np.nan])
         biases.append(bias)
     np.testing.assert_allclose(np.mean(biases, axis=0), 0, atol=1)
+
+
+@pytest.mark.parametrize("kind", ["centroid", "lda", "linear"])
+def test_weights_that_are_shares_are_no_fewer_rows(kind):
+    """A hundredth of every weight changes nothing; it would have left no degree of freedom within the classes."""
+    options = {"linear": {"C": "auto"}}.get(kind, {})
+    plain, shares = (make_head(kind, **options).fit(X, Y, np.full(40, weight)) for weight in (1.0, 0.01))
+    if kind != "linear":
+        np.testing.assert_allclose(shares.decision_function(X), plain.decision_function(X), atol=1e-3)
+    assert np.mean(shares.predict(X) == plain.predict(X)) > 0.9

@@ -11,8 +11,6 @@ from PIL import Image
 
 import tlkeras
 from tlkeras.cli.main import main
-from tlkeras.inference import sharded
-from tlkeras.runs.directory import open_run
 
 LEFT_OUT = {  # name -> code
     "b.psd": "unsupported",
@@ -30,15 +28,7 @@ LEFT_OUT = {  # name -> code
 HEIC, AVIF = b"\0\0\0\x18ftypheic" + bytes(99), b"\0\0\0\x1cftypavif" + bytes(99)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_engine(trained):
-    """The engine is made once for all tests here."""
-    with pytest.MonkeyPatch.context() as patch:
-        model = sharded.load_model(open_run(str(trained), trained.parent))
-        engine = sharded.make_engine(model)
-        patch.setattr(sharded, "load_model", lambda run: model)
-        patch.setattr(sharded, "make_engine", lambda model: engine)
-        yield
+pytestmark = pytest.mark.usefixtures("one_engine")
 
 
 @pytest.fixture

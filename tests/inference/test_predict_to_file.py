@@ -16,22 +16,12 @@ from filelock import FileLock
 import tlkeras
 from tlkeras.cli.main import main
 from tlkeras.errors import DataError, ResourceError, RunError
-from tlkeras.inference import sharded
 from tlkeras.inference.jobs.job import Job, open_job
 from tlkeras.inference.jobs.worker import ShardProcessor
 from tlkeras.inference.sharded import predict_to_file
 from tlkeras.runs.directory import open_run
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_engine(trained):
-    """The engine is made once for all tests here."""
-    with pytest.MonkeyPatch.context() as patch:
-        model = sharded.load_model(open_run(str(trained), trained.parent))
-        engine = sharded.make_engine(model)
-        patch.setattr(sharded, "load_model", lambda run: model)
-        patch.setattr(sharded, "make_engine", lambda model: engine)
-        yield
+pytestmark = pytest.mark.usefixtures("one_engine")
 
 
 @pytest.fixture

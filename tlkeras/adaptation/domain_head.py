@@ -1,4 +1,4 @@
-"""A head that is fitted on one domain and predicts another."""
+"""A head that is fitted on one domain and predicts another, and the shares of classes there."""
 
 from __future__ import annotations
 
@@ -21,6 +21,27 @@ from tlkeras.heads.heads import Head
 
 if TYPE_CHECKING:
     import keras
+
+LabelShiftCorrection = Literal["none", "confusion", "likelihood"]
+ALIGNERS: dict[str, Callable[[int], Aligner]] = {
+    "none": lambda components: alignment.Identity(),
+    "coral": lambda components: alignment.Coral(),
+    "transport": lambda components: alignment.GaussianTransport(),
+    "subspace": alignment.SubspaceAlignment,
+    "joint_pca": alignment.JointPca,
+    "tca": TransferComponentAnalysis,
+    "jda": JointDistributionAdaptation,
+}
+"""From the number of components to an aligner of features, by name."""
+ADAPTATIONS: dict[str, DiscrepancyMethod] = {
+    "dann": "dann",
+    "cdan": "cdan",
+    "mmd": "mmd",
+    "deep_coral": "coral",
+    "mcc": "mcc",
+}
+"""Deep methods by name in a recipe; see `AdaptationOptions`."""
+METHODS = (*ALIGNERS, *ADAPTATIONS)
 
 
 _TINY = 1e-12
@@ -64,31 +85,6 @@ def reweight_priors(probabilities: np.ndarray, prior: np.ndarray, other: np.ndar
     """Probabilities (n, k) under the class priors `other` in place of `prior`."""
     scaled = probabilities * (other / other.sum()) / np.maximum(prior / prior.sum(), _TINY)
     return scaled / np.maximum(scaled.sum(axis=1, keepdims=True), _TINY)
-
-
-LabelShiftCorrection = Literal["none", "confusion", "likelihood"]
-
-ALIGNERS: dict[str, Callable[[int], Aligner]] = {
-    "none": lambda components: alignment.Identity(),
-    "coral": lambda components: alignment.Coral(),
-    "transport": lambda components: alignment.GaussianTransport(),
-    "subspace": alignment.SubspaceAlignment,
-    "joint_pca": alignment.JointPca,
-    "tca": TransferComponentAnalysis,
-    "jda": JointDistributionAdaptation,
-}
-"""From the number of components to an aligner of features, by name."""
-
-ADAPTATIONS: dict[str, DiscrepancyMethod] = {
-    "dann": "dann",
-    "cdan": "cdan",
-    "mmd": "mmd",
-    "deep_coral": "coral",
-    "mcc": "mcc",
-}
-"""Deep methods by name in a recipe; see `AdaptationOptions`."""
-
-METHODS = (*ALIGNERS, *ADAPTATIONS)
 
 
 class DomainAdaptedHead:

@@ -1,4 +1,4 @@
-"""Evaluation of a run on other images than its own."""
+"""Evaluation of a run on other images than its own, and on its own corrupted ones."""
 
 import io
 import re
@@ -29,6 +29,9 @@ from tlkeras.results import Result
 from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import Predictions, load_predictions, read_tasks, take
 from tlkeras.training import builders
+
+EXTERNAL_EVALUATION_DIR = "other_data"
+
 
 STRENGTHS = 5
 _BATCH = 16
@@ -136,9 +139,6 @@ def _stream(images: np.ndarray, variants: list[tuple[str, int]], seed: int) -> I
 
 def _as_image(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
-
-
-EXTERNAL_EVALUATION_DIR = "other_data"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Frozen activations of images: read from the cache, the missing ones computed and cached."""
+"""The frozen network up to a tap, and its activations: read from the cache, the missing ones computed and cached."""
 
 import tempfile
 import time
@@ -22,6 +22,11 @@ from tlkeras.features.cache import ActivationCache, Namespace
 from tlkeras.features.engines import Engine, EngineBatch, EngineOutput, make_engine
 from tlkeras.features.store import ActivationStore
 from tlkeras.progress import progress_bar
+
+BATCH_SIZE = 32
+_Facts = Sequence[Mapping[str, Any]]
+_Stores = list[list[ActivationStore]]  # by view, and by output of the extractor
+
 
 POOLED = "features"
 SOURCE_LOGITS = "source"
@@ -72,12 +77,6 @@ def source_log_probabilities(backbone: keras.Model, source_head: keras.Model | N
     if source_head is None:
         raise ValueError("The network has no source head.")
     return keras.ops.log(source_head(backbone.output) + _EPSILON)
-
-
-BATCH_SIZE = 32
-
-_Facts = Sequence[Mapping[str, Any]]
-_Stores = list[list[ActivationStore]]  # by view, and by output of the extractor
 
 
 def average_positions(rows: np.ndarray) -> np.ndarray:

@@ -28,6 +28,15 @@ from filelock import BaseFileLock
 from tlkeras.errors import DataError, ResourceError
 from tlkeras.files import sync_folder
 
+SHARD_BYTES = 64 << 20
+SHARD_SECONDS = 30.0  # the most work that kill -9 can cost
+_HEADER = struct.Struct("<8sQQI36x")
+_MAGIC = b"tlkshrd1"
+_CHUNK = 1 << 20
+_MAPPED = 1 << 20  # smaller shards are read whole: a map holds a file descriptor, of which a process has few
+_verified: set[tuple[str, int, int]] = set()
+
+
 # Of one value while a head is fitted: as cached, as float32, and twice as the float64 of solvers.
 _BYTES = 2 + 4 + 2 * 8
 _MEMINFO = Path("/proc/meminfo")
@@ -65,17 +74,6 @@ def free_memory() -> int | None:
         if limit.isdigit():
             found.append(int(limit) - int(used))
     return min(found, default=None)
-
-
-SHARD_BYTES = 64 << 20
-SHARD_SECONDS = 30.0  # the most work that kill -9 can cost
-
-_HEADER = struct.Struct("<8sQQI36x")
-_MAGIC = b"tlkshrd1"
-_CHUNK = 1 << 20
-_MAPPED = 1 << 20  # smaller shards are read whole: a map holds a file descriptor, of which a process has few
-
-_verified: set[tuple[str, int, int]] = set()
 
 
 class DamagedShardError(ValueError):

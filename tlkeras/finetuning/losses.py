@@ -1,4 +1,4 @@
-"""Losses of a fine-tuning, from dense targets and logits."""
+"""Losses of a fine-tuning, from dense targets and logits, and batches mixed by MixUp and CutMix."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +11,13 @@ import tensorflow as tf
 from tlkeras.config.schema.finetuning import FocalConfig, LossConfig, SigmoidConfig, SoftmaxConfig
 from tlkeras.data.augmentation.views import cutmix as cutmix_batch
 from tlkeras.errors import DataError, RecipeError
+
+_TINY = 1e-7  # below it a float32 cannot tell 1 - p from 0
+Loss = Callable[[Any, Any], tf.Tensor]
+"""From targets [n, k] and logits [n, k] to losses, float32 [n]; it can also be given to `keras.Model.compile`.
+
+Raises a DataError where targets and logits differ in shape, also where they would broadcast."""
+
 
 Mixed = tuple[tf.Tensor, Any, tf.Tensor]
 Mix = Callable[[tf.Tensor, Any, tf.Tensor, tf.Tensor], Mixed]
@@ -88,14 +95,6 @@ def _blend(values: tf.Tensor, own: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
     values = tf.cast(values, tf.float32)
     shape = [-1] + [1] * (values.shape.rank - 1)
     return tf.reshape(own, shape) * values + tf.reshape(other, shape) * tf.roll(values, 1, axis=0)
-
-
-_TINY = 1e-7  # below it a float32 cannot tell 1 - p from 0
-
-Loss = Callable[[Any, Any], tf.Tensor]
-"""From targets [n, k] and logits [n, k] to losses, float32 [n]; it can also be given to `keras.Model.compile`.
-
-Raises a DataError where targets and logits differ in shape, also where they would broadcast."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The network that is fine-tuned: one flat graph, and its part behind each cut."""
+"""The network that is fine-tuned: one flat graph, its part behind each cut, its precision and kernels on a CPU."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +16,12 @@ from tlkeras.finetuning.freezing import calling, freeze, runs_in_inference, unfr
 from tlkeras.finetuning.layer_groups import Groups, LayerGroup, group_blocks
 from tlkeras.finetuning.schedule import Stage
 from tlkeras.finetuning.unfreezing import list_trainable
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+# Of 8 bits little is left after a mean is subtracted from a pixel; at three channels float32 costs nothing.
+_DELICATE = (keras.layers.Rescaling, keras.layers.Normalization)
+IMAGES = "images"
+
 
 _WIDE = 4  # columns of a kernel
 
@@ -77,12 +83,6 @@ def _pad(side: int, window: int, stride: int, padding: str) -> list[int]:
 _OPERATIONS: Mapping[type, Callable[..., Any]] = {**OPERATIONS, keras.layers.DepthwiseConv2D: convolve_depthwise}
 
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-
-# Of 8 bits little is left after a mean is subtracted from a pixel; at three channels float32 costs nothing.
-_DELICATE = (keras.layers.Rescaling, keras.layers.Normalization)
-
-
 def choose_precision(precision: str = "auto") -> str:
     """The precision to compute in: "float32", "bfloat16" or "float16".
 
@@ -130,9 +130,6 @@ def scale_losses(optimizer: keras.optimizers.Optimizer, precision: str) -> keras
     The scale starts at 2^15; a step whose gradients overflow is left out and halves it.
     """
     return keras.optimizers.LossScaleOptimizer(optimizer) if precision == "float16" else optimizer
-
-
-IMAGES = "images"
 
 
 class Network:

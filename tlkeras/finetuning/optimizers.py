@@ -1,4 +1,4 @@
-"""One optimizer for a whole run, with a learning-rate multiplier per variable."""
+"""One optimizer for a whole run, with a learning-rate multiplier per variable; Muon for convolutions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ import tensorflow as tf
 from keras import ops
 
 from tlkeras.errors import TlkerasError, suggest
+
+_WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
+_OPTIMIZERS = [
+    kind for kind in vars(keras.optimizers).values() if isinstance(kind, type) and issubclass(kind, keras.Optimizer)
+]
 
 
 @keras.saving.register_keras_serializable("tlkeras")
@@ -63,12 +68,6 @@ class ConvMuon(keras.optimizers.Muon):
 
 def _flatten(x: Any) -> Any:
     return ops.reshape(x, (-1, x.shape[-1]))
-
-
-_WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
-_OPTIMIZERS = [
-    kind for kind in vars(keras.optimizers).values() if isinstance(kind, type) and issubclass(kind, keras.Optimizer)
-]
 
 
 class ScaledOptimizer(keras.optimizers.Optimizer):

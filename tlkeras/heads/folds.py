@@ -1,4 +1,4 @@
-"""Labelled rows, the folds that heads choose and calibrate by, and predictions across folds."""
+"""Labelled rows and their weights, the folds that heads choose and calibrate by, and predictions across folds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from tlkeras.heads.link_functions import LinkFunction, infer_link
 from tlkeras.progress import progress_bar
+
+LabelledRows = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Features (n, d) or maps (n, h, w, c), class values (n,) or indicators (n, k), and weights (n,)."""
+
 
 ClassWeight = Mapping[Any, float] | Literal["balanced"] | None
 
@@ -49,10 +53,6 @@ def compute_class_factors(y: np.ndarray, sample_weight: np.ndarray | None, class
     if missing and len(class_weight) != len(classes) - len(missing):
         raise ValueError(f"The classes {missing} have no weight. Received: {dict(class_weight)}.")
     return np.array([class_weight.get(label, 1.0) for label in classes.tolist()])
-
-
-LabelledRows = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Features (n, d) or maps (n, h, w, c), class values (n,) or indicators (n, k), and weights (n,)."""
 
 
 class LabelledFeatures(NamedTuple):

@@ -15,7 +15,7 @@ from tlkeras.heads.base import HeadResult, LinearClassifierHead, VectorHead, fin
 from tlkeras.heads.folds import Fold, LabelledFeatures
 from tlkeras.heads.held_out import Hyperparameters
 from tlkeras.heads.link_functions import LinearMap
-from tlkeras.heads.scaling import AffineTransform, fit_standardizer, moderate_deviation
+from tlkeras.heads.scaling import AffineTransform, count_rows, fit_standardizer, moderate_deviation
 
 if TYPE_CHECKING:
     import keras
@@ -38,7 +38,7 @@ class ClassMeanHead(LinearClassifierHead):
 
     def _count_freedom(self, rows: LabelledFeatures) -> float:
         """Degrees of freedom of the variance within classes; 0 where it is not used."""
-        freedom = float(rows.weights.sum()) - len(self.classes_)
+        freedom = count_rows(rows.weights) - len(self.classes_)
         return freedom if self._within and freedom >= 1 else 0.0
 
     def _fit_frame(self, rows: LabelledFeatures) -> AffineTransform:
@@ -46,14 +46,17 @@ class ClassMeanHead(LinearClassifierHead):
         if not freedom or not self.standardize:
             return super()._fit_frame(rows)
         means = average_classes(rows, len(self.classes_))
-        variance = rows.weights @ (rows.X - means[rows.codes]) ** 2 / freedom
+        squares = np.average((rows.X - means[rows.codes]) ** 2, axis=0, weights=rows.weights)
+        variance = squares * count_rows(rows.weights) / freedom
         scale = moderate_deviation(rows.X.mean(axis=0), variance, freedom, added=len(self.classes_))
         return fit_standardizer(rows.X, rows.weights, scale=scale.astype(rows.X.dtype))
 
     def _solve_path(self, rows: LabelledFeatures, strengths: Sequence[float]) -> Iterator[LinearMap]:
         means = average_classes(rows, len(self.classes_)).astype(np.float64)
         kernel, spread = self._transform(rows, means, self._count_freedom(rows))
-        counts = np.bincount(rows.codes, rows.weights, len(self.classes_))
+        counts = (
+            np.bincount(rows.codes, rows.weights, len(self.classes_)) * count_rows(rows.weights) / rows.weights.sum()
+        )
         yield kernel, -0.5 * (np.sum(means.T * kernel, axis=0) - spread / np.maximum(counts, 1))
 
     def _transform(self, rows: LabelledFeatures, means: np.ndarray, freedom: float) -> tuple[np.ndarray, float]:
@@ -68,7 +71,8 @@ class CentroidHead(ClassMeanHead):
 
     def _transform(self, rows: LabelledFeatures, means: np.ndarray, freedom: float) -> tuple[np.ndarray, float]:
         lengths = np.sum((rows.X - means[rows.codes]) ** 2, axis=1)
-        return means.T, float(rows.weights @ lengths) / freedom if freedom else 0.0
+        spread = np.average(lengths, weights=rows.weights) * count_rows(rows.weights)
+        return means.T, float(spread) / freedom if freedom else 0.0
 
 
 @dataclass(eq=False, repr=False)
@@ -99,7 +103,7 @@ class LdaHead(ClassMeanHead):
         width = self.n_features_in_  # of the features themselves, not of the fewer directions in which rows lie
         share = estimate_shrinkage(within, covariance, width) if self.shrinkage == "auto" else self.shrinkage
         self.shrinkage_ = share
-        covariance *= total / freedom
+        covariance *= count_rows(rows.weights) / freedom
         level = np.trace(covariance) / width or 1.0
         shrunken = (1 - share) * covariance
         shrunken[np.diag_indices_from(shrunken)] += (share + 1e-9) * level

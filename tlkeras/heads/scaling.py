@@ -58,8 +58,13 @@ def measure_columns(X: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.
     """Weighted mean of each column, and the deviation to divide it by, moderated, (d,)."""
     mean = np.average(X, axis=0, weights=weights).astype(X.dtype)
     variance = np.average((X - mean) ** 2, axis=0, weights=weights)
-    scale = moderate_deviation(mean, variance, float(weights.sum()))
+    scale = moderate_deviation(mean, variance, count_rows(weights))
     return mean, scale.astype(X.dtype)
+
+
+def count_rows(weights: np.ndarray) -> float:
+    """The number of rows that weights (n,) stand for: one of weight two is a row twice, but shares are no fewer rows."""
+    return max(float(weights.sum()), float(len(weights)))
 
 
 def moderate_deviation(mean: np.ndarray, variance: np.ndarray, rows: float, added: int = 1) -> np.ndarray:
@@ -71,7 +76,7 @@ def moderate_deviation(mean: np.ndarray, variance: np.ndarray, rows: float, adde
 
     Args:
         mean, variance: Of each column, (d,).
-        rows: Their number, or the sum of their weights: one of weight two is a row twice.
+        rows: Their number, see `count_rows`.
         added: Number of rows that deviate as the median column does.
     """
     varies = np.sqrt(variance) > 1e-6 * np.maximum(np.abs(mean), 1e-6)

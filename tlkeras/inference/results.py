@@ -1,4 +1,4 @@
-"""Predictions of images, as every way to predict returns them."""
+"""The image files that are named to be predicted, and their predictions, as every way to predict returns them."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence

@@ -206,8 +206,7 @@ def predict_remotely(url: str, images: Sequence[str | Path], *, timeout: float =
     """Predictions of a served model for image files and folders.
 
     Files that cannot be sent, and images that the server refuses, are listed as unreadable, with the reason. URL and
-    timeout are as in `Client`.
-    ServingError if the server cannot be reached or fails, or its outputs have no labels.
+    timeout are as in `Client`. ServingError if the server cannot be reached or fails, or its outputs have no labels.
     """
     paths, rejected = find_files(images)
     found, warnings = [], []

@@ -1,4 +1,4 @@
-"""One run: from a recipe to a directory that holds all that later stages need."""
+"""One run: from a recipe to a directory that holds all that later stages need; its images packed."""
 
 import tempfile
 import time

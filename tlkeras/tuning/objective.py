@@ -1,4 +1,4 @@
-"""The objective of a trial: its figures on the validation split; the test split is neither read nor measured."""
+"""The objective of a trial: its figures on the validation split, for our search and for any of KerasTuner's tuners."""
 
 import gc
 import time
@@ -26,6 +26,9 @@ from tlkeras.training.frozen import read_split
 from tlkeras.tuning.model_pool import CompiledModelCache
 from tlkeras.tuning.space import check_space, declare, read_values
 from tlkeras.tuning.trials import name_figures
+
+_KEPT = 4  # sets of features in memory at once
+_SMALLEST = 1e-7  # probability, as Keras clips it
 
 
 class RecipeHyperModel(keras_tuner.HyperModel):
@@ -55,10 +58,6 @@ class RecipeHyperModel(keras_tuner.HyperModel):
     def make_recipe(self, hp: keras_tuner.HyperParameters) -> Recipe:
         """The recipe of a trial, ready to train; RecipeError if the values do not go together."""
         return apply_values(self.recipe, read_values(self._tuning, hp.values))
-
-
-_KEPT = 4  # sets of features in memory at once
-_SMALLEST = 1e-7  # probability, as Keras clips it
 
 
 @dataclass(frozen=True)

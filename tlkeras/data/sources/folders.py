@@ -20,6 +20,13 @@ from tlkeras.data.splits import find_split
 from tlkeras.data.tables import ImageTable
 from tlkeras.errors import DataError, list_some, suggest
 
+BUILTIN_DATASETS = ("elpv", "sklearn-digits")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tbz", ".txz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+_SPREADSHEETS = (".xls", ".xlsx", ".xlsm", ".ods", ".numbers")
+_ANNOTATIONS = {"labels", "annotations"}
+_AS_CLASSES = "If first-level folders are classes, whatever their names: --set data.folders=classes."
+
+
 # Hidden files, and what Windows, macOS, Linux and network drives put beside people's files.
 _SYSTEM_FILES = re.compile(
     r"\..*|~\$.*|thumbs\.db|ehthumbs\w*\.db|desktop\.ini|\$recycle\.bin|system volume information|found\.\d{3}|icon\r"
@@ -132,13 +139,6 @@ def _check_file(entry: os.DirEntry[str]) -> InvalidImage | None:
     except OSError as error:
         refusal = explain_os_error(error)
     return InvalidImage(entry.path, *refusal) if refusal else None
-
-
-BUILTIN_DATASETS = ("elpv", "sklearn-digits")
-_ARCHIVES = (".zip", ".tar", ".tgz", ".tbz", ".txz", ".gz", ".bz2", ".xz", ".7z", ".rar")
-_SPREADSHEETS = (".xls", ".xlsx", ".xlsm", ".ods", ".numbers")
-_ANNOTATIONS = {"labels", "annotations"}
-_AS_CLASSES = "If first-level folders are classes, whatever their names: --set data.folders=classes."
 
 
 def read_table(

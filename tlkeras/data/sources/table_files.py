@@ -1,4 +1,4 @@
-"""Files of tables: CSV as spreadsheets, pandas and Windows write it, Parquet, JSON Lines."""
+"""Files of tables, as spreadsheets, pandas and Windows write them, and the files that their cells name."""
 
 import csv
 import io
@@ -14,6 +14,13 @@ from typing import Any
 
 from tlkeras.data.headers import EXTENSIONS, parse_slice, to_printable
 from tlkeras.errors import DataError
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".jsonl", ".ndjson")
+PATH_COLUMNS = (
+    *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "imagepath"),
+    *("image_file", "image_name", "image_id", "img", "img_path", "id"),
+)
+"""Columns with the path of the image, as people call them; the first one that a table has is taken."""
 
 
 class ImageFinder:
@@ -94,14 +101,6 @@ class ImageFinder:
 
 def _fold(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold().strip()
-
-
-TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".jsonl", ".ndjson")
-PATH_COLUMNS = (
-    *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "imagepath"),
-    *("image_file", "image_name", "image_id", "img", "img_path", "id"),
-)
-"""Columns with the path of the image, as people call them; the first one that a table has is taken."""
 
 
 def read_lines(source: str, file: str, path: str | None) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
