@@ -54,9 +54,8 @@ class ClassMeanHead(LinearClassifierHead):
     def _solve_path(self, rows: LabelledFeatures, strengths: Sequence[float]) -> Iterator[LinearMap]:
         means = average_classes(rows, len(self.classes_)).astype(np.float64)
         kernel, spread = self._transform(rows, means, self._count_freedom(rows))
-        counts = (
-            np.bincount(rows.codes, rows.weights, len(self.classes_)) * count_rows(rows.weights) / rows.weights.sum()
-        )
+        shares = np.bincount(rows.codes, rows.weights, len(self.classes_)) / rows.weights.sum()
+        counts = shares * count_rows(rows.weights)
         yield kernel, -0.5 * (np.sum(means.T * kernel, axis=0) - spread / np.maximum(counts, 1))
 
     def _transform(self, rows: LabelledFeatures, means: np.ndarray, freedom: float) -> tuple[np.ndarray, float]:

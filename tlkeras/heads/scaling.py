@@ -63,7 +63,7 @@ def measure_columns(X: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def count_rows(weights: np.ndarray) -> float:
-    """The number of rows that weights (n,) stand for: one of weight two is a row twice, but shares are no fewer rows."""
+    """The number of rows that weights (n,) stand for: one of weight two is a row twice, shares are no fewer rows."""
     return max(float(weights.sum()), float(len(weights)))
 
 
