@@ -231,6 +231,13 @@ def domains():
     return Xs, Xt @ random.normal(size=(6, 6))
 
 
+@pytest.fixture
+def skada():
+    """SKADA, whose import switches scikit-learn's metadata routing on for the process: here for one test alone."""
+    with sklearn.config_context(enable_metadata_routing=True):
+        yield pytest.importorskip("skada")
+
+
 def adapt(adapter, Xs, Xt):
     """Both domains adapted by SKADA, which takes them in one matrix, without the target's labels."""
     y = np.concatenate([np.arange(len(Xs)) % 2, np.full(len(Xt), -1)])
@@ -239,16 +246,14 @@ def adapt(adapter, Xs, Xt):
     return made[: len(Xs)], made[len(Xs) :]
 
 
-def test_coral_is_skadas_but_for_the_targets_mean(domains):
+def test_coral_is_skadas_but_for_the_targets_mean(domains, skada):
     Xs, Xt = domains
-    skada = pytest.importorskip("skada")
     theirs = adapt(skada.CORALAdapter(reg=0.0), Xs, Xt)[0]  # both domains centred
     ours = Coral(shrinkage=0.0).fit(Xs, target=Xt).transform(Xs, "source")
     np.testing.assert_allclose(ours - Xt.mean(axis=0), theirs, atol=1e-6)
 
 
-def test_subspace_alignment_is_skadas_up_to_signs_and_means(domains):
-    skada = pytest.importorskip("skada")
+def test_subspace_alignment_is_skadas_up_to_signs_and_means(domains, skada):
     ours = SubspaceAlignment(3, variance=1.0).fit(domains[0], target=domains[1])
     theirs = adapt(skada.SubspaceAlignmentAdapter(n_components=3), *domains)
     for name, X, other in zip(("source", "target"), domains, theirs, strict=True):
@@ -276,7 +281,6 @@ def test_a_pipeline_learns_from_the_source_and_answers_for_the_target(name):
     Xs, ys, Xt, _ = draw_domains()
     aligner = clone(ALIGNERS[name]())
     pipeline = make_pipeline(aligner, LogisticRegression())
-    with sklearn.config_context(enable_metadata_routing=False):  # SKADA switches it on where it is imported
-        pipeline.fit(Xs, ys, **{f"{type(aligner).__name__.lower()}__target": Xt})
+    pipeline.fit(Xs, ys, **{f"{type(aligner).__name__.lower()}__target": Xt})
     by_hand = LogisticRegression().fit(aligner.transform(Xs, "source"), ys)
     np.testing.assert_array_equal(pipeline.predict(Xt), by_hand.predict(aligner.transform(Xt, "target")))
