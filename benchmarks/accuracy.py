@@ -66,7 +66,7 @@ def measure(recipe: str, seed: int, runs: Path, column: str | None) -> dict[str,
         column: Of ELPV, that answers are measured against; None: what the recipe trains for.
     """
     if not runs.is_dir():
-        tlkeras.train(recipe, {"data.seed": seed, "training.seed": seed}, runs=runs)
+        tlkeras.train(recipe, set={"data.seed": seed, "training.seed": seed}, runs=runs)
     run = find_run("latest", runs)
     answers, probe = load_predictions(run)[0], next(iter(read_probes(run).values()), None)
     if column:

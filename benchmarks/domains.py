@@ -84,7 +84,9 @@ def compare_tuned(options: argparse.Namespace) -> None:
             with tempfile.TemporaryDirectory() as runs:
                 results = [
                     tlkeras.evaluate(
-                        tlkeras.train("elpv_domains", {**chosen, "data.seed": seed, "training.seed": seed}, runs=runs)
+                        tlkeras.train(
+                            "elpv_domains", set={**chosen, "data.seed": seed, "training.seed": seed}, runs=runs
+                        )
                     )
                     for seed in range(options.seeds)
                 ]

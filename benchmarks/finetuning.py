@@ -191,7 +191,7 @@ def train(recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
 
     trainer.compute_validation_metrics = measure_and_note
     with tempfile.TemporaryDirectory() as runs:
-        result = tlkeras.evaluate(tlkeras.train(recipe, overrides, runs=runs))
+        result = tlkeras.evaluate(tlkeras.train(recipe, set=overrides, runs=runs))
     return {"marks": marks, "auc": result.metrics["roc_auc"].value, "phases": result.phases}
 
 

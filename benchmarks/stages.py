@@ -78,7 +78,7 @@ def measure(name: str, seed: int, size: int, optimizer: str, runs: Path) -> Resu
         ]
         seeded = {"data.seed": seed, "training.seed": seed, "backbone.size": size}
         tlkeras.train(
-            "fine_tune", {**seeded, "finetuning.stages": stages, "finetuning.optimizer": optimizer}, runs=runs
+            "fine_tune", set={**seeded, "finetuning.stages": stages, "finetuning.optimizer": optimizer}, runs=runs
         )
     answers = load_predictions(find_run("latest", runs))[0]
     measured = bootstrap_metrics(answers.targets, answers.probabilities, answers.weights, resamples=0)

@@ -58,7 +58,7 @@ def train(tasks: tuple[str, ...], seed: int, weighting: str) -> dict[str, float]
     tuning = {"finetuning": {"stages": [STAGE], "ema": 0.99, "weighting": weighting}}
     with tempfile.TemporaryDirectory() as runs:
         result = tlkeras.evaluate(
-            tlkeras.train("quickstart", {**CHANGES, **tuning, **seeds, "data.tasks": columns}, runs=runs)
+            tlkeras.train("quickstart", set={**CHANGES, **tuning, **seeds, "data.tasks": columns}, runs=runs)
         )
     found = result.tasks
     figures = {f"{task}: {name}": found[task].metrics[name].value for task in tasks for name in ("accuracy", "roc_auc")}

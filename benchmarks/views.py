@@ -42,7 +42,7 @@ def run(seed: int, choice: dict[str, Any], arguments: argparse.Namespace) -> tup
             "cache.root": f"{folder}/cache",
             **choice,
         }
-        result = tlkeras.evaluate(tlkeras.train("fine_tune", overrides, runs=f"{folder}/runs"))
+        result = tlkeras.evaluate(tlkeras.train("fine_tune", set=overrides, runs=f"{folder}/runs"))
     metrics = result.metrics
     return metrics["accuracy"].value, metrics["roc_auc"].value, sum(result.phases.values())
 

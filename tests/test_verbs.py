@@ -1,5 +1,7 @@
 """Every verb is a function of the package, whatever was imported before: each is called twice."""
 
+from pathlib import Path
+
 import pytest
 
 import tlkeras
@@ -7,18 +9,27 @@ from tlkeras.errors import RecipeError, TlkerasError
 
 PHOTO = "photos/day/0-000.png"
 CALLS = {
+    "ImageData": lambda run: tlkeras.ImageData({"data.source": "photos"}),
+    "Predictor": lambda run: tlkeras.Predictor(run),  # noqa: PLW0108
+    "Run": lambda run: tlkeras.Run(Path(run)),
     "check": lambda run: tlkeras.check("photos"),
     "compare": lambda run: tlkeras.compare([run, run]),
     "copy_recipe": lambda run: tlkeras.copy_recipe("quickstart", "copied.yaml"),
+    "count_confusions": lambda run: tlkeras.count_confusions(run),  # noqa: PLW0108
     "evaluate": lambda run: tlkeras.evaluate(run),  # noqa: PLW0108 -- the verb is looked up at each call
     "evaluate_on": lambda run: tlkeras.evaluate_on("nowhere", "photos"),
     "export": lambda run: tlkeras.export("nowhere"),
+    "explain": lambda run: tlkeras.explain("nowhere", PHOTO),
     "extract_features": lambda run: tlkeras.extract_features("nowhere.yaml", "features"),
     "find_learning_rate": lambda run: tlkeras.find_learning_rate("mine.yaml"),
+    "find_top_losses": lambda run: tlkeras.find_top_losses(run, 3),
     "list_backbones": lambda run: tlkeras.list_backbones("efficientnet_lite*"),
     "list_cache": lambda run: tlkeras.list_cache(),
     "list_recipes": lambda run: tlkeras.list_recipes(),
     "list_runs": lambda run: tlkeras.list_runs(),
+    "load_data": lambda run: tlkeras.load_data("photos"),
+    "load_model": lambda run: tlkeras.load_model("nowhere"),
+    "open_run": lambda run: tlkeras.open_run(run),  # noqa: PLW0108
     "pack": lambda run: tlkeras.pack("nowhere.yaml", "packed"),
     "predict": lambda run: tlkeras.predict(run, [PHOTO]),
     "predict_in_shards": lambda run: tlkeras.predict_in_shards("nowhere", [PHOTO], "out"),

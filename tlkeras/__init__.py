@@ -1,6 +1,6 @@
 """tlkeras: from a folder of images to a served model by transfer learning.
 
-The verbs of the command line are functions here: `tlkeras.train("quickstart", {"data.seed": 1})`.
+The verbs of the command line are functions here: `tlkeras.train("quickstart", set={"data.seed": 1})`.
 Importing this package does not import TensorFlow.
 """
 
@@ -11,18 +11,27 @@ from typing import Any
 __version__ = version("tlkeras")
 
 _VERBS = {
+    "ImageData": "training.image_data",
+    "Predictor": "inference.predict",
+    "Run": "runs.run",
     "check": "diagnostics.check",
     "compare": "evaluation.comparison",
     "copy_recipe": "config.recipe",
+    "count_confusions": "evaluation.interpretation",
     "evaluate": "evaluation.evaluate",
     "evaluate_on": "evaluation.other_data",
     "export": "exporting.saved_model",
+    "explain": "evaluation.interpretation",
     "extract_features": "inference.sharded",
     "find_learning_rate": "diagnostics.schedule",
+    "find_top_losses": "evaluation.interpretation",
     "list_backbones": "backbones.catalog",
     "list_cache": "features.cache",
     "list_recipes": "config.recipe",
     "list_runs": "runs.directory",
+    "load_data": "training.image_data",
+    "load_model": "inference.predict",
+    "open_run": "runs.directory",
     "pack": "training.train",
     "predict": "inference.predict",
     "predict_in_shards": "inference.sharded",
@@ -46,6 +55,7 @@ _VERBS = {
 
 _WITHOUT_TENSORFLOW = {
     *("compare", "copy_recipe", "evaluate", "list_backbones", "list_cache", "list_recipes", "list_runs"),
+    "open_run",
     *("predict_remotely", "prune_cache", "report_tuning"),
 }
 

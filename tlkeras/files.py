@@ -1,10 +1,11 @@
-"""Files written whole or not at all, and digests of files."""
+"""Files written whole or not at all, digests of files, and the folder of what can be made again."""
 
 import contextlib
 import hashlib
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,19 @@ def sha256(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's bytes, 64 hexadecimal digits; OSError if it cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """TLKERAS_CACHE if set, else `tlkeras` in the platform's folder for caches."""
+    if chosen := os.environ.get("TLKERAS_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "tlkeras"
 
 
 def _temporary(target: Path) -> Path:

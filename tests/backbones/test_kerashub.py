@@ -217,7 +217,7 @@ def test_presets_are_candidates(save):
 def test_heads_that_eat_maps_eat_tokens_and_the_source_cannot_be_distilled(save, workplace):
     name, _ = save("vit")
     tokens = {"backbone": {"name": name}, "features.cut": 2, "head.kind": "attention", "training.epochs": 1}
-    assert tlkeras.evaluate(tlkeras.train("mine.yaml", tokens)).metrics["accuracy"].value >= 0
+    assert tlkeras.evaluate(tlkeras.train("mine.yaml", set=tokens)).metrics["accuracy"].value >= 0
     distilled = {"backbone": {"name": name}, "finetuning": {"regularizer": {"kind": "lwf"}}}
     (problem,) = tlkeras.check("mine.yaml", distilled).problems
     assert f"come without an ImageNet classifier. Received: {name}" in problem
@@ -228,7 +228,7 @@ def test_a_recipe_trains_in_stages_from_cached_tokens(save, workplace):
     name, backbone = save("vit")
     stages = [{"name": "head", "unfreeze": 0, "epochs": 1}, {"name": "top", "unfreeze": "1 block", "epochs": 1}]
     result = tlkeras.evaluate(
-        tlkeras.train("mine.yaml", {"backbone": {"name": name}, "finetuning": {"stages": stages, "keep": "last"}})
+        tlkeras.train("mine.yaml", set={"backbone": {"name": name}, "finetuning": {"stages": stages, "keep": "last"}})
     )
     model = load_model(Run(Path(result.path)))
     trained = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}

@@ -117,7 +117,7 @@ def test_training_with_a_data_service_is_the_same(address, workplace):
         "data.validation": 0.2,
     }
     runs = [
-        tlkeras.evaluate(tlkeras.train("mine.yaml", {**settings, "training.data_service": where}))
+        tlkeras.evaluate(tlkeras.train("mine.yaml", set={**settings, "training.data_service": where}))
         for where in (None, address)
     ]
     histories = []

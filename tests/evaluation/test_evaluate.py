@@ -94,7 +94,7 @@ def test_a_thousand_classes_and_many_images():
 
 def test_deep_heads_are_compared_with_a_linear_probe(workplace):
     overrides = {"head.kind": "deep", "training.epochs": 2, "data.validation": 0.25}
-    result = tlkeras.evaluate(tlkeras.train("mine.yaml", overrides))
+    result = tlkeras.evaluate(tlkeras.train("mine.yaml", set=overrides))
     run = Run(workplace / result.path)
     assert set(result.main.probe) == set(result.metrics)
     gain = result.main.gain
@@ -110,7 +110,7 @@ def test_deep_heads_are_compared_with_a_linear_probe(workplace):
 
 def test_the_fingerprint_is_of_contents_labels_and_splits(workplace, draw_more_photos):
     def train(**overrides):
-        result = tlkeras.evaluate(tlkeras.train("mine.yaml", {"head.C": 1.0, **overrides}))
+        result = tlkeras.evaluate(tlkeras.train("mine.yaml", set={"head.C": 1.0, **overrides}))
         return Run(workplace / result.path).manifest["fingerprint"]
 
     first = train()

@@ -17,9 +17,9 @@ import pytest
 
 import tlkeras
 from tlkeras.errors import DataError, ResourceError
-from tlkeras.features import cache as cache_module
 from tlkeras.features import store as store_module
-from tlkeras.features.cache import ActivationCache, Namespace, default_root
+from tlkeras.features.cache import ActivationCache, Namespace
+from tlkeras.files import cache_folder
 
 NAMESPACE = Namespace({"weights": "abc", "cut": "top", "size": 32}, (3,), "float16")
 
@@ -416,19 +416,19 @@ def test_verbs_give_objects_each_time(tmp_path, monkeypatch):
 
 def test_root_comes_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path))
-    assert default_root() == tmp_path == ActivationCache().root
+    assert cache_folder() == tmp_path == ActivationCache().root
     monkeypatch.delenv("TLKERAS_CACHE")
-    monkeypatch.setattr(cache_module.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_root() == tmp_path / "tlkeras"
+    assert cache_folder() == tmp_path / "tlkeras"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_root() == tmp_path / ".cache" / "tlkeras"
-    monkeypatch.setattr(cache_module.sys, "platform", "darwin")
-    assert default_root() == tmp_path / "Library" / "Caches" / "tlkeras"
-    monkeypatch.setattr(cache_module.sys, "platform", "win32")
+    assert cache_folder() == tmp_path / ".cache" / "tlkeras"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert cache_folder() == tmp_path / "Library" / "Caches" / "tlkeras"
+    monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    assert default_root() == tmp_path / "local" / "tlkeras"
+    assert cache_folder() == tmp_path / "local" / "tlkeras"
 
 
 def test_needs_no_tensorflow():

@@ -51,11 +51,11 @@ def test_backbones_are_concatenated(tiny):
 @pytest.mark.slow
 def test_a_fused_run_exports_as_one_model(workplace):
     features = {"taps": [0, -1], "backbones": [{"name": "tiny", "weights": "none"}], "pooling": "both"}
-    result = tlkeras.evaluate(tlkeras.train("mine.yaml", {"features": features, "head": {"kind": "ridge"}}))
+    result = tlkeras.evaluate(tlkeras.train("mine.yaml", set={"features": features, "head": {"kind": "ridge"}}))
     assert result.metrics["accuracy"].value > 0.9
     assert set(result.main.late_fusion) == {"mean", "stacking"}
     assert tlkeras.export(result.path, workplace / "models").difference < 1e-3
-    again = tlkeras.evaluate(tlkeras.train("mine.yaml", {"features": features, "head": {"kind": "lda"}}))
+    again = tlkeras.evaluate(tlkeras.train("mine.yaml", set={"features": features, "head": {"kind": "lda"}}))
     assert again.features["computed"] == 0  # another head on the same features
 
 

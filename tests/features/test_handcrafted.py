@@ -240,7 +240,7 @@ def test_an_export_is_refused_and_check_warns_of_it(crafted, monkeypatch):
 @pytest.mark.slow
 def test_they_are_concatenated_with_a_backbone(workplace):
     result = tlkeras.evaluate(
-        tlkeras.train("mine.yaml", {"features": {"handcrafted": ["lbp", SIFT]}, "head": {"kind": "ridge"}})
+        tlkeras.train("mine.yaml", set={"features": {"handcrafted": ["lbp", SIFT]}, "head": {"kind": "ridge"}})
     )
     model = load_model(open_run(result.path, workplace / "runs"))
     vectors = np.asarray(keras.Model(model.input, model.get_layer("logits").input)(IMAGES))
@@ -268,14 +268,14 @@ def test_they_are_concatenated_with_a_backbone(workplace):
 )
 def test_contradictions_are_refused(workplace, changes, sentence):
     with pytest.raises(RecipeError) as caught:
-        tlkeras.train("mine.yaml", changes)
+        tlkeras.train("mine.yaml", set=changes)
     assert sentence in str(caught.value)
     assert not (workplace / "runs").exists()
 
 
 @pytest.mark.slow
 def test_the_recipe_reaches_the_accuracy_of_its_header(tmp_path):
-    result = tlkeras.evaluate(tlkeras.train("handcrafted", {"evaluation.bootstrap_samples": 100}, runs=tmp_path))
+    result = tlkeras.evaluate(tlkeras.train("handcrafted", set={"evaluation.bootstrap_samples": 100}, runs=tmp_path))
     assert result.metrics["accuracy"].value > 0.79 and result.metrics["roc_auc"].value > 0.85
 
 

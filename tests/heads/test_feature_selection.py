@@ -89,7 +89,7 @@ def test_selection_sees_no_held_out_row():
 def test_a_run_selects_and_exports(workplace, method):
     selection = {"method": method, "keep": 0.5}
     result = tlkeras.evaluate(
-        tlkeras.train("mine.yaml", {"features": {"taps": [0, -1], "selection": selection}, "head.C": 1.0})
+        tlkeras.train("mine.yaml", set={"features": {"taps": [0, -1], "selection": selection}, "head.C": 1.0})
     )
     assert result.head["selection"] == method and result.metrics["accuracy"].value > 0.9
     assert tlkeras.export(result.path, workplace / "models").difference < 1e-3

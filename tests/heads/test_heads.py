@@ -331,7 +331,7 @@ RUNS = {
 @pytest.mark.parametrize("head", RUNS.values(), ids=RUNS)
 def test_a_head_is_trained_and_exported(head, workplace):
     result = tlkeras.evaluate(
-        tlkeras.train("mine.yaml", {"head": head, "training.epochs": 20, "training.learning_rate": 0.03})
+        tlkeras.train("mine.yaml", set={"head": head, "training.epochs": 20, "training.learning_rate": 0.03})
     )
     assert result.metrics["accuracy"].value > 0.9
     predictions = tlkeras.predict(result.path, ["photos/day"]).predictions

@@ -78,7 +78,7 @@ def test_what_cannot_be_fused():
 @pytest.mark.slow
 def test_a_run_reports_late_fusion_next_to_early_fusion(workplace, capsys):
     recipe = {"features": {"taps": [0, -1], "handcrafted": ["colour"]}, "head": {"kind": "ridge"}}
-    result = tlkeras.evaluate(tlkeras.train("mine.yaml", recipe))
+    result = tlkeras.evaluate(tlkeras.train("mine.yaml", set=recipe))
     assert set(result.main.late_fusion) == {"mean", "stacking"}
     for metrics in result.main.late_fusion.values():
         assert metrics["accuracy"].value > 0.9 and set(metrics) == set(result.metrics)

@@ -104,7 +104,7 @@ def test_phases_add_up_and_are_kept(tmp_path):
 
 
 def test_list_is_by_age(tmp_path):
-    assert list_runs(tmp_path / "nowhere") == []
+    assert list_runs(tmp_path / "nowhere") == ()
     for name in ("b", "a"):
         run = create_run(tmp_path, name)
         run.update_manifest(created={"b": "2026-01-01", "a": "2026-01-02"}[name])

@@ -76,7 +76,7 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys)
         "domain_adaptation.correction": "likelihood",
         "features.taps": [0, -1],
     }
-    result = tlkeras.evaluate(tlkeras.train("moved.yaml", changes))
+    result = tlkeras.evaluate(tlkeras.train("moved.yaml", set=changes))
     assert set(result.main.late_fusion) == {"mean", "stacking"}
     with open(f"{result.path}/splits.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -114,7 +114,7 @@ def test_there_is_one_figure_for_the_source_alone(place):
     """The column of the linear probe of an adapted run is what the run without adaptation measures."""
     changes = {"features.taps": [], "head": {"kind": "linear"}}
     adapted, alone, tuned = (
-        tlkeras.evaluate(tlkeras.train("moved.yaml", {**changes, **method}))
+        tlkeras.evaluate(tlkeras.train("moved.yaml", set={**changes, **method}))
         for method in (
             {"domain_adaptation.method": "coral"},
             {"domain_adaptation.method": "none"},
@@ -139,7 +139,7 @@ def test_labels_of_the_target_change_nothing(tuned, place):
     ]
     (place / "images" / "turned.csv").write_text("\n".join(turned))
     sources = [{"data.source": f"images/{name}.csv"} for name in ("cells", "turned")]
-    runs = [tlkeras.evaluate(tlkeras.train("moved.yaml", {**settings, **source})) for source in sources]
+    runs = [tlkeras.evaluate(tlkeras.train("moved.yaml", set={**settings, **source})) for source in sources]
     predictions = [np.load(f"{run.path}/predictions.npz")["probabilities"] for run in runs]
     np.testing.assert_array_equal(*predictions)
 
@@ -158,9 +158,9 @@ def test_what_makes_no_sense_is_refused(place):
     for sentence in sentences:
         assert sentence in str(caught.value)
     with pytest.raises(DataError, match="no images of the domain 'nwe'.*Did you mean 'new'"):
-        tlkeras.train("moved.yaml", {"domain_adaptation.target": "nwe"})
+        tlkeras.train("moved.yaml", set={"domain_adaptation.target": "nwe"})
     with pytest.raises(DataError, match="'old' is both source and target"):
-        tlkeras.train("moved.yaml", {"domain_adaptation.target": "old"})
+        tlkeras.train("moved.yaml", set={"domain_adaptation.target": "old"})
     with pytest.raises(RecipeError, match="Did you mean 'coral'"):
         tlkeras.check("moved.yaml", {"domain_adaptation.method": "corral"})
 
@@ -208,7 +208,7 @@ def test_a_class_that_the_source_lacks_is_told(place):
         rows = (place / "images" / "cells.csv").read_text().splitlines()
         kept = [row for row in rows if not row.endswith("marked,old")]
         (place / "images" / "lacking.csv").write_text("\n".join(kept))
-        tlkeras.train("moved.yaml", {"data.source": "images/lacking.csv"})
+        tlkeras.train("moved.yaml", set={"data.source": "images/lacking.csv"})
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method not in ADAPTATIONS])
@@ -237,7 +237,7 @@ def test_networks_are_fine_tuned_across_domains(method, cache, place):
     """Labels of the source alone, images of both; the discriminator is not in the model, which predicts the target."""
     settings = {**TUNED, "domain_adaptation.method": method}
     settings["finetuning"] = {**TUNED["finetuning"], "cache": cache}
-    result = tlkeras.evaluate(tlkeras.train("moved.yaml", settings))
+    result = tlkeras.evaluate(tlkeras.train("moved.yaml", set=settings))
     model = load_model(open_run(result.path, place))
     assert not any("discriminator" in weight.path for weight in model.weights)
     with open(f"{result.path}/history.csv", newline="") as file:
@@ -252,7 +252,7 @@ def test_networks_are_fine_tuned_across_domains(method, cache, place):
 def test_an_adapted_run_that_was_interrupted_ends_with_the_same_bits(place, monkeypatch):
     """The discriminator, its dropout and the ramp resume where they were."""
     settings = {**TUNED, "domain_adaptation.method": "cdan"}
-    whole = tlkeras.evaluate(tlkeras.train("moved.yaml", settings, runs=place / "whole"))
+    whole = tlkeras.evaluate(tlkeras.train("moved.yaml", set=settings, runs=place / "whole"))
     taken, learn = [], StageRunner.train
 
     def interrupt(self, *batch):
@@ -263,7 +263,7 @@ def test_an_adapted_run_that_was_interrupted_ends_with_the_same_bits(place, monk
 
     monkeypatch.setattr(StageRunner, "train", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        tlkeras.train("moved.yaml", settings, runs=place / "halved")
+        tlkeras.train("moved.yaml", set=settings, runs=place / "halved")
     monkeypatch.undo()
     resumed = tlkeras.evaluate(tlkeras.resume(runs=place / "halved"))
     manifests = [open_run(run.path, place).manifest["finetuning"]["weights"] for run in (whole, resumed)]

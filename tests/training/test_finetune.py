@@ -88,7 +88,7 @@ def test_all_that_is_wrong_is_said_at_once(recipe):
 def test_the_finished_network_looks_at_all_orientations(recipe, tmp_path, tuned):
     stages = [{"name": "top", "unfreeze": "1 block", "epochs": 1}]
     changes = {"finetuning.stages": stages} if tuned else {"finetuning": None}
-    tlkeras.train(recipe, {"augmentation.test_time": True, **changes}, runs=tmp_path)
+    tlkeras.train(recipe, set={"augmentation.test_time": True, **changes}, runs=tmp_path)
     run = find_run("latest", tmp_path)
     predictions, model = load_predictions(run)[0], load_model(run)
 
@@ -108,7 +108,7 @@ def test_the_finished_network_looks_at_all_orientations(recipe, tmp_path, tuned)
 )
 def test_what_cannot_be_averaged_is_said_before_training(recipe, tmp_path, changes, sentence):
     with pytest.raises(RecipeError, match=re.escape(sentence)):
-        tlkeras.train(recipe, {"augmentation.test_time": True, **changes}, runs=tmp_path / "runs")
+        tlkeras.train(recipe, set={"augmentation.test_time": True, **changes}, runs=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
@@ -121,7 +121,7 @@ def test_the_source_is_kept_by_distillation(recipe, tmp_path):
     losses = []
     for kept in ("none", "lwf"):
         result = tlkeras.evaluate(
-            tlkeras.train(recipe, {**changes, "finetuning.regularizer": {"kind": kept}}, runs=tmp_path / "runs")
+            tlkeras.train(recipe, set={**changes, "finetuning.regularizer": {"kind": kept}}, runs=tmp_path / "runs")
         )
         losses.append(read(result.path)[1])
     assert losses[0] != losses[1]
@@ -148,7 +148,7 @@ def test_what_is_monitored_weighs_classes_as_training_does(recipe, tmp_path, mon
         return splits[-1]
 
     monkeypatch.setattr(builders, "make_split", keep)
-    tlkeras.train(recipe, {f"finetuning.{name}": value for name, value in balance.items()}, runs=tmp_path)
+    tlkeras.train(recipe, set={f"finetuning.{name}": value for name, value in balance.items()}, runs=tmp_path)
     train, held = splits
     counts = np.bincount(train.targets.argmax(axis=1))
     assert len(set(counts)) > 1
@@ -157,4 +157,4 @@ def test_what_is_monitored_weighs_classes_as_training_does(recipe, tmp_path, mon
 
 def test_classes_are_balanced_once(recipe):
     with pytest.raises(RecipeError, match="would balance the classes twice: remove one of them"):
-        tlkeras.train(recipe, {"finetuning.class_weight": "balanced", "finetuning.balanced_sampling": True})
+        tlkeras.train(recipe, set={"finetuning.class_weight": "balanced", "finetuning.balanced_sampling": True})

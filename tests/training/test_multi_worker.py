@@ -81,7 +81,7 @@ def test_two_processes_end_with_the_weights_of_one_and_only_the_first_writes(tog
     chief, worker = finish(together, start_both(together, "together.yaml"))
     import tlkeras
 
-    single = tlkeras.evaluate(tlkeras.train("together.yaml", {"training.strategy": "none"}))
+    single = tlkeras.evaluate(tlkeras.train("together.yaml", set={"training.strategy": "none"}))
     assert [run.name for run in list_runs(together / "runs")] == ["together-01", "together-02"]
     trained = read_trained(together, "together-01")
     assert (worker["worker"], worker["workers"], worker["weights"]) == (1, 2, trained["weights"])

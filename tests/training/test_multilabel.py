@@ -64,7 +64,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def train(place):
     """A function of a way to what `tlkeras.train` returns; each way is gone once."""
-    return cache(lambda way: tlkeras.evaluate(tlkeras.train("shapes.yaml", WAYS[way], runs=place / way)))
+    return cache(lambda way: tlkeras.evaluate(tlkeras.train("shapes.yaml", set=WAYS[way], runs=place / way)))
 
 
 @pytest.fixture(params=["linear", *(pytest.param(way, marks=pytest.mark.slow) for way in ("deep", "finetuned"))])
@@ -155,7 +155,7 @@ def test_a_separator_that_is_nowhere_is_told(place):
     (problem,) = tlkeras.check("shapes.yaml", {"data.source": "one.csv"}).problems
     assert "no cell contains the separator '|'" in problem and "first is 'a+b'" in problem
     with pytest.raises(DataError, match="At least two are needed"):
-        tlkeras.train("shapes.yaml", {"data.source": "one.csv"})
+        tlkeras.train("shapes.yaml", set={"data.source": "one.csv"})
 
 
 def test_a_label_that_no_held_out_image_has_is_noted(place):

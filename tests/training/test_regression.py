@@ -67,14 +67,14 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[pytest.param("frozen", marks=pytest.mark.slow), "finetuned"])
 def run(request, place):
-    return tlkeras.evaluate(tlkeras.train("grades.yaml", WAYS[request.param]))
+    return tlkeras.evaluate(tlkeras.train("grades.yaml", set=WAYS[request.param]))
 
 
 @pytest.mark.slow
 def test_numbers_too_begin_at_what_new_statistics_make_of_the_features(place):
     stage = {"name": "top", "unfreeze": 1, "epochs": 1, "learning_rate": 1e-9, "batch_norm": "reestimate"}
     tuned = tlkeras.evaluate(
-        tlkeras.train("grades.yaml", {"finetuning": {"stages": [stage], "keep": "last"}}, runs=place / "anew")
+        tlkeras.train("grades.yaml", set={"finetuning": {"stages": [stage], "keep": "last"}}, runs=place / "anew")
     )
     assert tuned.tasks["grade"].metrics["r2"].value > 0.8
 
@@ -161,7 +161,7 @@ def test_what_is_refused(place):
     with pytest.raises(RecipeError, match="regression takes vectors"):
         tlkeras.check("grades.yaml", {"head": {"kind": "attention"}})
     with pytest.raises(DataError, match="'grade': 'red' is not a finite number"):
-        tlkeras.train("grades.yaml", {"data.tasks.grade.column": "hue"})
+        tlkeras.train("grades.yaml", set={"data.tasks.grade.column": "hue"})
     assert make_task("grade", (), kind="regression").list_problems(["3", "", "?"]) == [
         "'grade': fewer than two different numbers."
     ]

@@ -82,7 +82,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def train(place):
     """A function of a way to what `tlkeras.train` returns; each way is gone once."""
-    return cache(lambda way: tlkeras.evaluate(tlkeras.train("cells.yaml", WAYS[way], runs=place / way)))
+    return cache(lambda way: tlkeras.evaluate(tlkeras.train("cells.yaml", set=WAYS[way], runs=place / way)))
 
 
 @pytest.fixture(params=WAYS)
@@ -99,7 +99,7 @@ def read_rows(path):
 def test_heads_begin_at_what_new_statistics_of_batch_norm_make_of_the_features(place):
     stage = {"name": "top", "unfreeze": 1, "epochs": 1, "learning_rate": 1e-9, "batch_norm": "reestimate"}
     tuned = tlkeras.evaluate(
-        tlkeras.train("cells.yaml", {"finetuning": {"stages": [stage], "keep": "last"}}, runs=place / "anew")
+        tlkeras.train("cells.yaml", set={"finetuning": {"stages": [stage], "keep": "last"}}, runs=place / "anew")
     )
     for name in CLASSES:
         assert tuned.tasks[name].metrics["roc_auc"].value > 0.8
@@ -157,14 +157,14 @@ def test_fine_tuning_tells_each_task(train):
 @pytest.mark.slow
 def test_conflicting_gradients_are_projected(place):
     finetuning = {"stages": [{**STAGES[0], "epochs": 1}], "weighting": "pcgrad"}
-    result = tlkeras.evaluate(tlkeras.train("cells.yaml", {"finetuning": finetuning}, runs=place / "projected"))
+    result = tlkeras.evaluate(tlkeras.train("cells.yaml", set={"finetuning": finetuning}, runs=place / "projected"))
     (row,) = read_rows(f"{result.path}/history.csv")
     assert np.isfinite(float(row["loss"])) and result.tasks["hue"].metrics["roc_auc"].value > 0.8
 
 
 def test_heads_of_frozen_features_are_those_of_single_tasks(train, place):
     """Nothing is shared but what is frozen: each head answers as if it had been alone."""
-    alone = tlkeras.evaluate(tlkeras.train("cells.yaml", {"data.tasks": {"hue": {}}}, runs=place / "alone"))
+    alone = tlkeras.evaluate(tlkeras.train("cells.yaml", set={"data.tasks": {"hue": {}}}, runs=place / "alone"))
     splits = [read_rows(f"{path}/splits.csv") for path in (alone.path, train("linear").path)]
     assert [row["label"] for row in splits[0]] == [row["hue_label"] for row in splits[1] if row["hue_label"] != "?"]
     assert list(alone.tasks) == ["hue"] and "tasks" not in alone.to_dict()
@@ -184,7 +184,7 @@ def test_what_makes_no_sense_is_refused(place):
     for sentence in ("labels always have sigmoid", "balance the classes of every task", "class in each task", "'size'"):
         assert sentence in str(caught.value)
     with pytest.raises(DataError, match="There is no column 'colour'"):
-        tlkeras.train("cells.yaml", {"data.tasks": {"hue": {"column": "colour"}}})
+        tlkeras.train("cells.yaml", set={"data.tasks": {"hue": {"column": "colour"}}})
 
 
 @pytest.mark.slow

@@ -68,12 +68,12 @@ def test_predictions_are_of_the_test_split_only(trained):
 
 def test_nothing_is_computed_twice(workplace, draw_more_photos):
     overrides = {"cache.root": str(workplace / "cache")}
-    first, second = (tlkeras.evaluate(tlkeras.train("mine.yaml", overrides)) for _ in range(2))
+    first, second = (tlkeras.evaluate(tlkeras.train("mine.yaml", set=overrides)) for _ in range(2))
     assert (first.features["computed"], first.features["reused"]) == (32, 0)
     assert (second.features["computed"], second.features["reused"]) == (0, 32)
     assert second.metrics == first.metrics
     draw_more_photos(workplace / "photos", count=5, seed=1)
-    third = tlkeras.evaluate(tlkeras.train("mine.yaml", overrides))
+    third = tlkeras.evaluate(tlkeras.train("mine.yaml", set=overrides))
     assert (third.features["computed"], third.features["reused"]) == (10, 32)
     assert [first.run, second.run, third.run] == ["mine-01", "mine-02", "mine-03"]
 
@@ -81,18 +81,18 @@ def test_nothing_is_computed_twice(workplace, draw_more_photos):
 def test_other_weights_are_not_confused(workplace):
     """Features of one set of weights are never taken for another's."""
     overrides = {"cache.root": str(workplace / "cache")}
-    tlkeras.train("mine.yaml", overrides)
+    tlkeras.train("mine.yaml", set=overrides)
     from tlkeras.backbones.builder import build_backbone
 
     keras.utils.set_random_seed(99)
     build_backbone("tiny", weights="none").save_weights("other.weights.h5")
-    other = tlkeras.evaluate(tlkeras.train("mine.yaml", {**overrides, "backbone.weights": "other.weights.h5"}))
+    other = tlkeras.evaluate(tlkeras.train("mine.yaml", set={**overrides, "backbone.weights": "other.weights.h5"}))
     assert other.features["computed"] == 32
 
 
 def test_same_recipe_same_numbers(workplace):
     results = [
-        tlkeras.evaluate(tlkeras.train("mine.yaml", {"head.kind": "deep", "training.epochs": 3})) for _ in range(2)
+        tlkeras.evaluate(tlkeras.train("mine.yaml", set={"head.kind": "deep", "training.epochs": 3})) for _ in range(2)
     ]
     stored = [np.load(workplace / result.path / "predictions.npz")["probabilities"] for result in results]
     np.testing.assert_array_equal(*stored)
@@ -104,7 +104,7 @@ def test_bad_files_are_left_out_listed_and_counted(workplace, cache):
     (workplace / "photos/day/text.jpg").write_text("not an image")
     whole = (workplace / "photos/night/0-000.png").read_bytes()
     (workplace / "photos/night/cut.png").write_bytes(whole[: len(whole) // 2])
-    result = tlkeras.evaluate(tlkeras.train("mine.yaml", {"features.cache": cache}))
+    result = tlkeras.evaluate(tlkeras.train("mine.yaml", set={"features.cache": cache}))
     assert result.rejected == 3
     rows = {row["path"].rpartition("/")[2]: row for row in read_rows(workplace / result.path / "rejected.csv")}
     assert set(rows) == {"empty.png", "text.jpg", "cut.png"}
@@ -123,8 +123,8 @@ def test_weights_reach_the_figures(workplace):
         split = "test" if held_out else "train"
         lines.append(f"photos/{label}/{path.name},{other if wrong else label},{int(not wrong)},{split}")
     (workplace / "labels.csv").write_text("\n".join(lines))
-    weighted = tlkeras.evaluate(tlkeras.train("mine.yaml", {"data.source": "labels.csv"}))
-    plain = tlkeras.evaluate(tlkeras.train("mine.yaml", {"data.source": "labels.csv", "data.weight": ""}))
+    weighted = tlkeras.evaluate(tlkeras.train("mine.yaml", set={"data.source": "labels.csv"}))
+    plain = tlkeras.evaluate(tlkeras.train("mine.yaml", set={"data.source": "labels.csv", "data.weight": ""}))
     assert weighted.metrics["accuracy"].value == 1.0
     assert plain.metrics["accuracy"].value == pytest.approx(6 / 8)
 
@@ -138,7 +138,7 @@ def test_failure_before_work_leaves_no_run(workplace):
         ({"features.cut": "add_99"}, BackboneError, "cut"),
     ]:
         with pytest.raises(error, match=message):
-            tlkeras.train("mine.yaml", overrides)
+            tlkeras.train("mine.yaml", set=overrides)
     assert not (workplace / "runs").exists()
 
 
@@ -162,7 +162,7 @@ def test_any_cut_can_feed_the_head(workplace):
     from tlkeras.backbones.builder import build_backbone
 
     for block in find_blocks(build_backbone("tiny", weights="none")):
-        result = tlkeras.evaluate(tlkeras.train("mine.yaml", {"features.cut": block.cut.name, "head.C": 1.0}))
+        result = tlkeras.evaluate(tlkeras.train("mine.yaml", set={"features.cut": block.cut.name, "head.C": 1.0}))
         assert result.metrics["accuracy"].value > 0.5
 
 
@@ -202,7 +202,7 @@ def test_splits_that_cannot_work_are_refused_before_work(workplace, overrides, m
         lines.append(f"photos/{path.parent.name}/{path.name},{path.parent.name},{int(split == 'test')},{split}")
     (workplace / "weightless.csv").write_text("\n".join(lines))
     with pytest.raises(DataError, match=message):
-        tlkeras.train("mine.yaml", overrides)
+        tlkeras.train("mine.yaml", set=overrides)
     assert tlkeras.check("mine.yaml", overrides).problems
     assert not (workplace / "runs").exists()
 
@@ -214,7 +214,7 @@ def test_class_whose_training_images_cannot_be_decoded_is_told(workplace):
     for path in (workplace / "splits/train/night").iterdir():
         path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(DataError, match="no training image .* shows night"):
-        tlkeras.train("mine.yaml", {"data.source": "splits"})
+        tlkeras.train("mine.yaml", set={"data.source": "splits"})
     assert json.loads((workplace / "runs/mine-01/manifest.json").read_text())["state"] == "failed"
 
 
@@ -223,7 +223,7 @@ def test_images_without_a_label_are_left_out(workplace):
     for number, path in enumerate(sorted((workplace / "photos").rglob("*.png"))):
         lines.append(f"photos/{path.parent.name}/{path.name},{path.parent.name if number % 5 else ''}")
     (workplace / "labels.csv").write_text("\n".join(lines))
-    result = tlkeras.evaluate(tlkeras.train("mine.yaml", {"data.source": "labels.csv"}))
+    result = tlkeras.evaluate(tlkeras.train("mine.yaml", set={"data.source": "labels.csv"}))
     assert result.rejected == 7
     rows = read_rows(workplace / result.path / "rejected.csv")
     assert {row["code"] for row in rows} == {"no-label"}
@@ -233,7 +233,7 @@ def test_images_without_a_label_are_left_out(workplace):
 def test_history_has_a_row_per_step(workplace):
     linear = tlkeras.evaluate(tlkeras.train("mine.yaml"))
     assert {"C", "held_out_log_loss"} == set(read_rows(workplace / linear.path / "history.csv")[0])
-    deep = tlkeras.evaluate(tlkeras.train("mine.yaml", {"head.kind": "deep", "training.epochs": 3}))
+    deep = tlkeras.evaluate(tlkeras.train("mine.yaml", set={"head.kind": "deep", "training.epochs": 3}))
     rows = read_rows(workplace / deep.path / "history.csv")
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert {"loss", "val_loss"} <= set(rows[0])
@@ -242,5 +242,5 @@ def test_history_has_a_row_per_step(workplace):
 @pytest.mark.slow
 def test_cut_by_name_and_by_number_share_the_cache(workplace):
     overrides = {"cache.root": str(workplace / "cache")}
-    tlkeras.train("mine.yaml", overrides)
-    assert tlkeras.evaluate(tlkeras.train("mine.yaml", {**overrides, "features.cut": -1})).features["computed"] == 0
+    tlkeras.train("mine.yaml", set=overrides)
+    assert tlkeras.evaluate(tlkeras.train("mine.yaml", set={**overrides, "features.cut": -1})).features["computed"] == 0

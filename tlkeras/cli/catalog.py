@@ -18,7 +18,7 @@ def ls(runs: str, as_json: bool) -> None:
     from tlkeras.config.recipe import read_header
 
     shipped = [{"name": name, "about": (read_header(path) or [""])[0]} for name, path in tlkeras.list_recipes().items()]
-    made = [run.summarize() for run in tlkeras.list_runs(runs)]
+    made = [run.to_dict() for run in tlkeras.list_runs(runs)]
     render({"recipes": shipped, "runs": made}, as_json, "catalog.print_list")
 
 

@@ -23,11 +23,12 @@ def recipe_argument(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def load(recipe: str, assignments: tuple[str, ...], **options: Any) -> None:
-        from tlkeras.config.recipe import load_recipe, parse_overrides
+        from tlkeras.config.recipe import parse_overrides
+        from tlkeras.data.sources.folders import load_recipe_or_source
 
-        command(load_recipe(recipe, parse_overrides(assignments)), **options)
+        command(load_recipe_or_source(recipe, parse_overrides(assignments))[0], **options)
 
-    return click.argument("recipe")(set_option(load))
+    return click.argument("recipe", metavar="RECIPE|DATA")(set_option(load))
 
 
 def source_argument(command: Callable) -> Callable:

@@ -21,7 +21,7 @@ _FRACTION = click.FloatRange(0, 1)
 
 
 @click.command()
-@click.argument("recipe", required=False)
+@click.argument("recipe", required=False, metavar="RECIPE|DATA")
 @set_option
 @click.option("--quick", is_flag=True, help="Shrink the run to seconds, to try it out; its metrics mean nothing.")
 @click.option("--resume", metavar="RUN", help="Resume a run that stopped: a name, a path or `latest`.")
@@ -30,22 +30,25 @@ _FRACTION = click.FloatRange(0, 1)
 def train(
     recipe: str | None, assignments: tuple[str, ...], quick: bool, resume: str | None, runs: str, as_json: bool
 ) -> None:
-    """Train RECIPE (a shipped name or a .yaml file) and evaluate it on held-out images.
+    """Train RECIPE (a shipped name or a .yaml file), or a linear probe on DATA (a folder or a table), and evaluate it.
 
     \b
-    Example: tlkeras train quickstart --set data.seed=1
+    Example: tlkeras train photos/
+             tlkeras train quickstart --set data.seed=1
     """
-    from tlkeras.config.recipe import load_recipe, parse_overrides
+    from tlkeras.config.recipe import parse_overrides
+    from tlkeras.data.sources.folders import load_recipe_or_source
     from tlkeras.runs.directory import find_resumable_run
 
     if (recipe is None) == (resume is None):
-        raise click.UsageError("Give either a RECIPE to train or --resume RUN.")
+        raise click.UsageError("Give a RECIPE or DATA to train, or --resume RUN.")
     if resume is not None and (assignments or quick):
         raise click.UsageError("--resume uses the original recipe: remove --set and --quick.")
     if recipe is None:
         run = tlkeras.resume(find_resumable_run(resume or "latest", Path(runs)), runs=runs)
     else:
-        run = tlkeras.train(load_recipe(recipe, parse_overrides(assignments), quick=quick), runs=runs)
+        resolved, _ = load_recipe_or_source(recipe, parse_overrides(assignments))
+        run = tlkeras.train(resolved, quick=quick, runs=runs)
     if worker := run.take_worker_result():
         render(worker, as_json, "runs.print_worker")
     else:

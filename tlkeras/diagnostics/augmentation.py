@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.config.recipe import Recipe, load_recipe
+from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation.operations import OPERATIONS, Transform
 from tlkeras.data.augmentation.views import digest_to_seed, draw_views, number_views
 from tlkeras.data.headers import ImageError, InvalidImage
 from tlkeras.data.inspection import read_header_and_digest
 from tlkeras.data.pipeline import epoch_permutation
+from tlkeras.data.sources.folders import load_recipe_or_source
 from tlkeras.data.tables import Dataset
 from tlkeras.errors import DataError, ResourceError
 from tlkeras.finetuning.losses import make_mixup_cutmix
@@ -61,7 +62,7 @@ def show_augmentation(
         to: The PNG file; NAME-augmentation.png in the current folder by default.
         views: Number of views of each image, fewer where the policy has fewer.
     """
-    resolved = load_recipe(recipe, overrides)
+    resolved = load_recipe_or_source(recipe, overrides)[0]
     target = Path(to) if to else Path(f"{resolved.name}-augmentation.png")
     check_target(target)
     policy = builders.make_recipe_policy(resolved)

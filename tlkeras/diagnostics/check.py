@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,15 @@ from tlkeras.data.sources.folders import load_recipe_or_source
 from tlkeras.data.splits import classes_missing_from_test
 from tlkeras.data.tables import Dataset
 from tlkeras.diagnostics import data_quality
-from tlkeras.diagnostics.data_quality import CheckedImage, CheckResult, ClassCount, DataIssues, ManifestResult, count_of
+from tlkeras.diagnostics.data_quality import (
+    CheckedImage,
+    CheckResult,
+    ClassCount,
+    Cleaning,
+    DataIssues,
+    ManifestResult,
+    count_of,
+)
 from tlkeras.errors import TlkerasError, fold_alike
 from tlkeras.features.extraction import FeatureExtractor, average_positions
 from tlkeras.features.store import check_memory
@@ -65,6 +74,9 @@ def check(
     issues = _check_labels(resolved, images, extractor, deep, found)
     found.attempt(lambda: check_space(resolved) if has_search_space(resolved) else None)
     manifest = found.attempt(lambda: _write_manifest(resolved, images, issues, fix))
+    cleaning = None
+    if images is not None:
+        cleaning = Cleaning(resolved, images.dataset.root, partial(_write_manifest, resolved, images, issues))
     result = CheckResult(
         name=resolved.name,
         problems=tuple(found.problems),
@@ -73,6 +85,7 @@ def check(
         **({} if images is None else images.list_findings()),
         **({} if issues is None else vars(issues)),
         manifest=manifest,
+        cleaning=cleaning,
     )
     if not html:
         return result

@@ -1,13 +1,15 @@
 """Issues of images and labels: counts, duplicates, wrong labels and outliers, and sentences on them."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tlkeras.config.recipe import Recipe
 from tlkeras.data.headers import Issue, to_printable
 from tlkeras.data.issues import describe_warnings
 from tlkeras.data.quality.duplicates import DuplicateGroup, LeakingGroup
@@ -15,9 +17,13 @@ from tlkeras.data.quality.label_issues import find_label_issues, find_outliers
 from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.data.transcoding import measure_depth
+from tlkeras.errors import DataError
 from tlkeras.heads.folds import cross_val_predict
 from tlkeras.heads.linear import LinearHead, RidgeHead
-from tlkeras.results import FLAT, OPTIONAL, Result
+from tlkeras.plotting.notebook import render_bars, render_card, render_table
+from tlkeras.results import FLAT, HIDDEN, OPTIONAL, Result, Table
+from tlkeras.training import builders
+from tlkeras.training.image_data import ImageData
 
 UNBALANCED = 10  # times as many images in the largest class
 LEAKING_SHARE = 0.1  # of the held-out images; above it, metrics mean little
@@ -88,6 +94,14 @@ class ManifestResult:
     left_out: dict[str, int]
 
 
+class Cleaning(NamedTuple):
+    """How the images of a check can be cleaned: the recipe, their folder, and what writes a manifest to a path."""
+
+    recipe: Recipe
+    folder: Path
+    write: Callable[[str | Path], ManifestResult | None]
+
+
 @dataclass(frozen=True)
 class CheckResult(Result):
     """What was found in images, labels and recipe."""
@@ -105,6 +119,34 @@ class CheckResult(Result):
     outliers: tuple[OutlierImage, ...] | None = None  # most suspicious first; None where not looked for
     manifest: ManifestResult | None = field(default=None, metadata=OPTIONAL)  # the one that was written
     page: str | None = field(default=None, metadata=OPTIONAL)  # the file that was written
+    cleaning: Cleaning | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)
+
+    @property
+    def label_issues(self) -> Table[MislabelledImage]:
+        """Images whose label looks wrong, most suspicious first; none where they were not looked for."""
+        return Table(self.mislabelled or ())
+
+    def fix(self, to: str | Path | None = None) -> ImageData:
+        """The images without those that mislead, read from the manifest that `tlkeras check --fix` writes.
+
+        It is a new file, by default `cleaned.csv` in the folder of the images, or with a number; no image is touched.
+        DataError if the images could not be read, or the file exists.
+        """
+        if self.cleaning is None:
+            raise DataError("These images cannot be cleaned.", self.name, "Mend the problems that the check names.")
+        names = ("cleaned.csv", *(f"cleaned-{number}.csv" for number in range(2, 1000)))
+        path = to or next(path for name in names if not (path := self.cleaning.folder / name).exists())
+        self.cleaning.write(path)
+        return ImageData({"name": self.name, **builders.list_cleaned_overrides(self.cleaning.recipe, str(path))})
+
+    def _repr_html_(self) -> str:
+        verdict = self.problems or ("No problems found: ready to train.",)
+        parts = [render_bars({one.class_name: one.images for one in self.classes})] if self.classes else []
+        wrong = [(image.key, image.label, image.suggested) for image in self.label_issues]
+        parts += [render_table(("label looks wrong", "label", "suggested"), wrong)] if wrong else []
+        left_out = [(bad.path, bad.reason) for bad in self.rejected]
+        parts += [render_table(("left out", "reason"), left_out)] if left_out else []
+        return render_card(f"Check of {self.name}", [*verdict, *self.notes], *parts)
 
 
 @dataclass(frozen=True)

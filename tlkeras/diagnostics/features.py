@@ -15,8 +15,9 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 from tlkeras.backbones.blocks import CutPoint, find_blocks, find_cuts
-from tlkeras.config.recipe import Recipe, load_recipe
+from tlkeras.config.recipe import Recipe
 from tlkeras.data.inspection import validate_images
+from tlkeras.data.sources.folders import load_recipe_or_source
 from tlkeras.data.tables import Dataset
 from tlkeras.diagnostics.augmentation import check_target, choose_images, write_plot
 from tlkeras.errors import DataError, MissingExtraError, RecipeError, suggest
@@ -68,7 +69,7 @@ def show_features(
         images: Maximum number of images that are projected.
         to: The PNG file; NAME-features.png in the current folder by default.
     """
-    resolved = load_recipe(recipe, overrides)
+    resolved = load_recipe_or_source(recipe, overrides)[0]
     path = Path(to) if to else Path(f"{resolved.name}-features.png")
     maps = path.with_name(f"{path.stem}-maps.png") if layer is not None else None
     if method not in METHODS:

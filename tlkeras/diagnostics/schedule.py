@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.config.recipe import Recipe, load_recipe
+from tlkeras.config.recipe import Recipe
+from tlkeras.data.sources.folders import load_recipe_or_source
 from tlkeras.diagnostics.augmentation import check_target, write_plot
 from tlkeras.errors import RecipeError, ResourceError, suggest
 from tlkeras.features.extraction import POOLED, SOURCE_LOGITS, CachedActivations, FeatureExtractor
@@ -72,7 +73,7 @@ def show_schedule(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | No
 
     TlkerasError if the recipe does not fine-tune, or a stage does not suit the backbone or the data.
     """
-    recipe = load_recipe(recipe, overrides)
+    recipe = load_recipe_or_source(recipe, overrides)[0]
     dataset, extractor = builders.read_dataset(recipe), builders.build_feature_extractor(recipe)
     experiment = builders.plan(recipe, dataset, extractor)
     plan = builders.require_plan(experiment)
@@ -130,7 +131,7 @@ def find_learning_rate(
         steps: Number of rates to try, from 1e-6 to 1.
         to: The PNG file of the curve; NAME-rates.png in the current folder by default.
     """
-    recipe = load_recipe(recipe, overrides)
+    recipe = load_recipe_or_source(recipe, overrides)[0]
     image = Path(to or f"{recipe.name}-rates.png")
     check_target(image)
     prepared = builders.prepare(recipe)

@@ -9,12 +9,15 @@ import numpy as np
 from tlkeras.config.recipe import bootstrap_options
 from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError
-from tlkeras.evaluation.intervals import Estimate, make_difference
+from tlkeras.evaluation.intervals import Estimate, Metrics, make_difference
+from tlkeras.evaluation.metric_names import METRIC_NAMES
 from tlkeras.evaluation.metrics import BootstrapSamples, overall_metrics, resample_predictions
+from tlkeras.plotting.notebook import render_card, render_table
 from tlkeras.results import Result
 from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import Predictions, check_finite, load_predictions, take
 
+_IN_POINTS = ("accuracy", "exact_match")  # told in hundredths
 LOWER_IS_BETTER = ("log_loss", "brier_score", "hamming_loss", "rmse", "mae")
 
 
@@ -39,7 +42,7 @@ class ComparedRun(Result):
 class TaskComparison(Result):
     """Metrics of one task by run, and the differences of the other runs from the first, by run and metric."""
 
-    metrics: dict[str, dict[str, Estimate]]
+    metrics: dict[str, Metrics]
     differences: dict[str, dict[str, PairedDifference]]
 
 
@@ -48,9 +51,30 @@ class ComparisonResult(Result):
     """Runs compared with the first of them."""
 
     runs: list[ComparedRun]  # in the order given
-    images: int  # held-out images that all runs share
+    images: int  # held-out images of the first task that all runs share
     tasks: dict[str, TaskComparison]
     notes: list[str]  # remarks for the reader
+
+    @property
+    def verdict(self) -> str:
+        """Whether another run is better than the first, by the first metric of the first task; a sentence for each."""
+        of_runs = next(iter(self.tasks.values())).differences
+        return " ".join(self._judge(name, *next(iter(found.items()))) for name, found in of_runs.items())
+
+    def _judge(self, name: str, metric: str, found: PairedDifference) -> str:
+        scale, unit = (100, " points") if metric in _IN_POINTS else (1, "")
+        between = f" ({scale * found.low:+.3g} to {scale * found.high:+.3g})" if not np.isnan(found.low) else ""
+        verdict = {True: "is better than", False: "is worse than", None: "is not proved different from"}[found.better]
+        told = f"{METRIC_NAMES[metric]} {scale * found.value:+.3g}{unit}{between}"
+        return f"{name} {verdict} {self.runs[0].name}: {told} on {self.images:,} images."
+
+    def _repr_html_(self) -> str:
+        parts = []
+        for task in self.tasks.values():
+            first = next(iter(task.metrics.values()))
+            rows = [(METRIC_NAMES[name], *(of_run[name].value for of_run in task.metrics.values())) for name in first]
+            parts.append(render_table(("", *task.metrics), rows))
+        return render_card("Comparison", [self.verdict, *self.notes], *parts)
 
 
 def compare(references: Sequence[str | Path | Run], *, runs: str | Path = RUNS) -> ComparisonResult:
@@ -66,12 +90,12 @@ def compare(references: Sequence[str | Path | Run], *, runs: str | Path = RUNS) 
     options = bootstrap_options(opened[0].require("recipe.yaml"))
     predictions = [load_predictions(run) for run in opened]
     _check_tasks(opened, predictions)
-    tasks, notes, count = {}, [], 0
+    tasks, notes, counts = {}, [], []
     for of_task in zip(*predictions, strict=True):
         aligned = _align(opened, of_task)
-        count, whole = len(aligned[0]), max(map(len, of_task))
-        if count < whole:
-            notes.append(f"Compared on the {count:,} images that all runs held out, of up to {whole:,}.")
+        counts.append(len(aligned[0]))
+        if counts[-1] < (whole := max(map(len, of_task))):
+            notes.append(f"Compared on the {counts[-1]:,} images that all runs held out, of up to {whole:,}.")
         samples = {
             name: resample_predictions(one, one.probabilities, options.bootstrap_samples, options.seed)
             for name, one in zip(names, _share_groups(aligned), strict=True)
@@ -85,7 +109,7 @@ def compare(references: Sequence[str | Path | Run], *, runs: str | Path = RUNS) 
     for run, of_run in zip(opened, predictions, strict=True):
         minutes = sum(run.manifest.get("phases", {}).values()) / 60
         compared.append(ComparedRun(run.name, minutes, run.manifest.get("parameters"), len(of_run[0])))
-    return ComparisonResult(compared, count, tasks, list(dict.fromkeys(notes)))
+    return ComparisonResult(compared, counts[0], tasks, list(dict.fromkeys(notes)))
 
 
 def compare_probabilities(

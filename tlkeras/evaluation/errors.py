@@ -1,15 +1,22 @@
 """Errors of a model: confused classes, images of the largest losses, suspicious labels, similar training images."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from tlkeras.data.quality.label_issues import find_label_issues
-from tlkeras.results import Result
+from tlkeras.plotting.notebook import render_table
+from tlkeras.results import Result, make_frame
 from tlkeras.runs.predictions import Predictions
+
+if TYPE_CHECKING:
+    import pandas
 
 MOST_CLASSES = 100
 _ORDERED_FROM = 20
@@ -22,6 +29,15 @@ class ConfusionMatrix(Result):
     classes: list[str]
     counts: np.ndarray  # float [k, k]
     left_out: int  # classes that are not shown
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row per true class and a column per predicted one; MissingExtraError without pandas."""
+        return make_frame([dict(zip(self.classes, row, strict=True)) for row in self.counts], self.classes)
+
+    def _repr_html_(self) -> str:
+        counts = self.counts.astype(int) if (self.counts == np.rint(self.counts)).all() else self.counts
+        rows = [(name, *row) for name, row in zip(self.classes, counts.tolist(), strict=True)]
+        return render_table(("true, and predicted as", *self.classes), rows)
 
 
 @dataclass(frozen=True)

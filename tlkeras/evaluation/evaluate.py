@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,9 +12,11 @@ from tlkeras.config.recipe import bootstrap_options
 from tlkeras.errors import ResourceError
 from tlkeras.evaluation.calibration import CalibrationResult, evaluate_calibration
 from tlkeras.evaluation.comparison import PairedDifference, compare_probabilities
-from tlkeras.evaluation.intervals import Estimate, Units
+from tlkeras.evaluation.intervals import Estimate, Metrics, Units
+from tlkeras.evaluation.metric_names import METRIC_NAMES
 from tlkeras.evaluation.metrics import MetricKey, count_ranked, overall_metrics, resample_predictions
-from tlkeras.results import FLAT, Result
+from tlkeras.plotting.notebook import render_card, render_table
+from tlkeras.results import FLAT, Result, make_frame
 from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import (
     Predictions,
@@ -26,10 +28,15 @@ from tlkeras.runs.predictions import (
     take,
 )
 
+if TYPE_CHECKING:
+    import pandas
+
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("task", "scope", "name", "metric", "examples", "value", "low", "high", "majority", "linear_probe", "reason")
 MOST_SLICES = 50
+_FEWEST_TO_NAME = 10  # held-out images of a class that is called the weakest
+_FAR_BELOW = 0.1  # of the mean recall of the others
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,24 @@ class SubsetMetrics(Result):
     """Metrics of one class, or on the images of a slice."""
 
     examples: int  # images of the class or slice
-    metrics: dict[str, Estimate] = field(metadata=FLAT)
+    metrics: Metrics = field(metadata=FLAT)
+
+
+class MetricsBySubset(dict[str, SubsetMetrics]):
+    """Metrics by class, label, or value of a slice."""
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row per subset with `examples` and a column per metric; MissingExtraError without pandas."""
+        return make_frame(self._list_rows(), self)
+
+    def _list_rows(self) -> list[dict[str, Any]]:
+        values = [{name: one.value for name, one in of.metrics.items()} for of in self.values()]
+        return [{"examples": of.examples, **row} for of, row in zip(self.values(), values, strict=True)]
+
+    def _repr_html_(self) -> str:
+        rows = [{"": name, **row} for name, row in zip(self, self._list_rows(), strict=True)]
+        header = [METRIC_NAMES.get(name, name) for name in rows[0]] if rows else []
+        return render_table(header, [tuple(row.values()) for row in rows])
 
 
 @dataclass(frozen=True)
@@ -50,17 +74,17 @@ class TaskEvaluation(Result):
     images: int
     weighted: bool  # whether the images have different weights
     interval: str  # what the intervals mean, for people
-    metrics: dict[str, Estimate]
-    baseline: dict[str, Estimate]  # of always predicting the frequencies of the classes, or the mean, in training
-    probe: dict[str, Estimate] | None  # of a linear head on the same frozen features; None if the model is such a head
+    metrics: Metrics
+    baseline: Metrics  # of always predicting the frequencies of the classes, or the mean, in training
+    probe: Metrics | None  # of a linear head on the same frozen features; None if the model is such a head
     gain: PairedDifference | None  # of the first metric over that head's
-    labels: dict[str, SubsetMetrics]  # by class or label; empty for a regression
-    slices: dict[str, dict[str, SubsetMetrics]]  # by what divides the images ("group", "domain", "stratum") and value
+    labels: MetricsBySubset  # by class or label; empty for a regression
+    slices: dict[str, MetricsBySubset]  # by what divides the images ("group", "domain", "stratum") and value
     calibration: CalibrationResult | None  # None for a regression
-    late_fusion: dict[str, dict[str, Estimate]]  # by rule, of the heads on each part of fused features, joined
+    late_fusion: dict[str, Metrics]  # by rule, of the heads on each part of fused features, joined
 
     @property
-    def baselines(self) -> dict[str, dict[str, Estimate]]:
+    def baselines(self) -> dict[str, Metrics]:
         """Metrics to compare with, by the name that people read."""
         name = "always the mean" if self.kind == "regression" else "majority baseline"
         others = {"linear probe": self.probe} if self.probe else {}
@@ -80,9 +104,17 @@ class Evaluation(Result):
         return next(iter(self.tasks.values()))
 
     @property
-    def metrics(self) -> dict[str, Estimate]:
+    def metrics(self) -> Metrics:
         """Metrics of the main task."""
         return self.main.metrics
+
+    @property
+    def verdict(self) -> str:
+        """How good the main task's predictions are, in a sentence or two."""
+        return describe_task(self.main)
+
+    def _repr_html_(self) -> str:
+        return render_card(self.run, [self.verdict], self.metrics._repr_html_(), self.main.labels._repr_html_())
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes and those of the main task, by name; `tasks` only where there are several."""
@@ -152,7 +184,7 @@ def evaluate_predictions(
     check_finite(predictions)
     task = predictions.task
 
-    def measure(probabilities: np.ndarray, resamples: int = resamples) -> dict[str, Estimate]:
+    def measure(probabilities: np.ndarray, resamples: int = resamples) -> Metrics:
         return overall_metrics(resample_predictions(predictions, probabilities, resamples, seed).list_estimates())
 
     samples = resample_predictions(predictions, predictions.probabilities, resamples, seed)
@@ -170,18 +202,51 @@ def evaluate_predictions(
         baseline=measure(np.tile(predictions.prior, (len(predictions), 1)), 0),
         probe=None if probe is None else measure(probe),
         gain=None if probe is None else compare_probabilities(predictions, probe, resamples, seed)[first],
-        labels=_group_by_label(estimates, predictions) if task.has_classes else {},
+        labels=_group_by_label(estimates, predictions) if task.has_classes else MetricsBySubset(),
         slices={name: _evaluate_slices(predictions, values, resamples, seed) for name, values in slices.items()},
         calibration=evaluate_calibration(predictions, validation, resamples, seed) if task.has_classes else None,
         late_fusion={rule: measure(predicted) for rule, predicted in (late_fusion or {}).items()},
     )
 
 
+def describe_task(task: TaskEvaluation) -> str:
+    """How good the predictions of a task are: beside the simplest ones, and where most mistakes are."""
+    if task.kind == "regression":
+        mae, mean = task.metrics["mae"], task.baseline["mae"]
+        return (
+            f"Off by {mae.value:.4g} on average{_between(mae, 1, '.4g')}; always predicting the mean: {mean.value:.4g}."
+        )
+    name = "accuracy" if "accuracy" in task.metrics else "exact_match"
+    right, majority = task.metrics[name], task.baseline[name]
+    what = "right" if name == "accuracy" else "with all labels right"
+    other = "the most common class" if name == "accuracy" else "the most common labels"
+    told = f"{100 * right.value:.0f} % {what}{_between(right, 100, '.0f')}"
+    return f"{told}; always answering {other}: {100 * majority.value:.0f} %. {_describe_weakest(task)}".strip()
+
+
+def _between(estimate: Estimate, factor: float, form: str) -> str:
+    """The interval of an estimate in brackets, or nothing where it has none."""
+    return "" if np.isnan(estimate.low) else f" ({factor * estimate.low:{form}} to {factor * estimate.high:{form}})"
+
+
+def _describe_weakest(task: TaskEvaluation) -> str:
+    """The class with the lowest recall of those with ten images or more, where it is far below the others."""
+    recalls = {name: of.metrics["recall"].value for name, of in task.labels.items() if of.examples >= _FEWEST_TO_NAME}
+    if len(recalls) < 2 or task.kind == "multilabel":
+        return ""
+    weakest = min(recalls, key=recalls.__getitem__)
+    others = float(np.mean([value for name, value in recalls.items() if name != weakest]))
+    if not recalls[weakest] < others - _FAR_BELOW:
+        return ""
+    found, mean = 100 * recalls[weakest], 100 * others
+    return f"Weakest class: {weakest}, of which {found:.0f} % are found (of the others {mean:.0f} %)."
+
+
 def list_rows(tasks: Mapping[str, TaskEvaluation]) -> Iterator[tuple]:
     """Rows of metrics.csv, in the order of `COLUMNS`; undefined values are empty."""
     for task, result in tasks.items():
         for metric, estimate in result.metrics.items():
-            references = [(of or {}).get(metric) for of in (result.baseline, result.probe)]
+            references = [(of or Metrics()).get(metric) for of in (result.baseline, result.probe)]
             cells = [reference and reference.to_dict()["value"] for reference in references]
             yield task, "all", "", metric, result.images, *_list_cells(estimate), *cells, estimate.reason
         subsets = [("late fusion", rule, SubsetMetrics(result.images, of)) for rule, of in result.late_fusion.items()]
@@ -210,12 +275,10 @@ def _explain_interval(units: Units, cells: int, resamples: int) -> str:
     return f"{text}; of ROC AUC and average precision {ranked or 'none'}, as so many images and classes take long"
 
 
-def _evaluate_slices(
-    predictions: Predictions, values: np.ndarray, resamples: int, seed: int
-) -> dict[str, SubsetMetrics]:
+def _evaluate_slices(predictions: Predictions, values: np.ndarray, resamples: int, seed: int) -> MetricsBySubset:
     """Metrics by value, the most frequent values first, `MOST_SLICES` at most."""
     names, counts = np.unique(values, return_counts=True)
-    slices = {}
+    slices = MetricsBySubset()
     for name in names[np.lexsort((names, -counts))[:MOST_SLICES]].tolist():
         part = take(predictions, values == name)
         if part.weights.any():
@@ -224,10 +287,10 @@ def _evaluate_slices(
     return slices
 
 
-def _group_by_label(estimates: Mapping[MetricKey, Estimate], predictions: Predictions) -> dict[str, SubsetMetrics]:
+def _group_by_label(estimates: Mapping[MetricKey, Estimate], predictions: Predictions) -> MetricsBySubset:
     """Metrics of single classes or labels, with the number of images that have it."""
     names, counts = predictions.task.class_names, predictions.task.members(predictions.targets).sum(axis=0).tolist()
-    labels = {name: SubsetMetrics(count, {}) for name, count in zip(names, counts, strict=True)}
+    labels = MetricsBySubset((name, SubsetMetrics(n, Metrics())) for name, n in zip(names, counts, strict=True))
     for key, estimate in estimates.items():
         if not isinstance(key, str):
             index, metric = key

@@ -10,14 +10,18 @@ so that it ends where the metric does. `benchmarks/coverage.py` compares it with
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import t as student_t
 
-from tlkeras.results import Result
+from tlkeras.plotting.notebook import render_table
+from tlkeras.results import HIDDEN, Result, make_frame
+
+if TYPE_CHECKING:
+    import pandas
 
 FEWEST_UNITS = 5
 """Of fewer images or groups, or of fewer of one class, no interval is given: it would not hold what it promises."""
@@ -36,16 +40,28 @@ _PROPORTIONS = ("accuracy", "exact_match")
 
 @dataclass(frozen=True)
 class Estimate(Result):
-    """A value and its 95 % interval, each NaN where it is undefined; `reason` says why an interval is left out."""
+    """A value and its 95 % interval, each NaN where it is undefined; `reason` says why an interval is left out.
+
+    `n` is the number of images that it was measured on, 0 where that is not known. `float(estimate)` is the value.
+    """
 
     value: float
     low: float
     high: float
     reason: str = ""
+    n: int = field(default=0, compare=False, kw_only=True, metadata=HIDDEN)
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __repr__(self) -> str:
+        interval = self.reason if np.isnan(self.low) else f"{self.low:.4g} to {self.high:.4g}"
+        parts = [f"{self.value:.4g}", interval, f"n={self.n:,}" if self.n else ""]
+        return f"{type(self).__name__}({', '.join(filter(None, parts))})"
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes by name; None for NaN, which JSON does not have; `reason` only where there is one."""
-        shown = {name: value for name, value in vars(self).items() if name != "reason" or value}
+        shown = {name: value for name, value in vars(self).items() if name != "n" and (name != "reason" or value)}
         return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in shown.items()}
 
     @classmethod
@@ -53,6 +69,19 @@ class Estimate(Result):
         """An estimate from what `to_dict` gave."""
         plain: dict[str, Any] = {name: np.nan if value is None else value for name, value in values.items()}
         return cls(**plain)
+
+
+class Metrics(dict[str, Estimate]):
+    """Metrics by name."""
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row per metric with `value`, `low`, `high` and `reason`; MissingExtraError without pandas."""
+        names = ("value", "low", "high", "reason")
+        return make_frame([{name: getattr(of, name) for name in names} for of in self.values()], self)
+
+    def _repr_html_(self) -> str:
+        rows = [(name.replace("_", " "), of.value, of.low, of.high) for name, of in self.items()]
+        return render_table(("metric", "value", "low", "high"), rows)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ weighting of the same examples, so the point estimate and its interval come from
 metrics that sort scores are wanted; they return metrics of shape (b,) by name, and of single classes by (index, name).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from tlkeras.data.tasks import THRESHOLD
 from tlkeras.errors import DataError
 from tlkeras.evaluation.intervals import (
     Estimate,
+    Metrics,
     Support,
     Units,
     count_units,
@@ -50,8 +52,9 @@ class BootstrapSamples(NamedTuple):
 
     def list_estimates(self) -> dict[MetricKey, Estimate]:
         """Each metric with its interval."""
+        images = len(self.units.codes)
         return {
-            key: make_interval(_name(key), value, self.resampled[key], self.support[key], self.units)
+            key: replace(make_interval(_name(key), value, self.resampled[key], self.support[key], self.units), n=images)
             for key, value in self.values.items()
         }
 
@@ -289,9 +292,9 @@ def _accumulate(weights: np.ndarray) -> np.ndarray:
     return sums
 
 
-def overall_metrics(estimates: dict[MetricKey, Estimate]) -> dict[str, Estimate]:
+def overall_metrics(estimates: Mapping[MetricKey, Estimate]) -> Metrics:
     """The metrics over all classes, by name."""
-    return {key: found for key, found in estimates.items() if isinstance(key, str)}
+    return Metrics((key, found) for key, found in estimates.items() if isinstance(key, str))
 
 
 def _name(key: MetricKey) -> str:

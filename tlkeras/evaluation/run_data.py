@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -199,16 +197,6 @@ def read_reproducibility(data: RunData) -> Reproducibility:
 
 def _read_history(run: Run) -> list[dict[str, float | int | str]]:
     try:
-        rows = read_csv(run, "history.csv")
+        return run.history.to_rows()
     except RunError:
         return []
-    return [{name: _parse(text) for name, text in row.items()} for row in rows]
-
-
-def _parse(text: str) -> float | int | str:
-    """The number that a text is, unless it is no finite one."""
-    for kind in (int, float):
-        with suppress(ValueError):
-            number = kind(text)
-            return number if math.isfinite(number) else text
-    return text

@@ -11,7 +11,6 @@ import math
 import os
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from tlkeras.errors import ResourceError
 from tlkeras.features.store import ActivationStore, count_rows
-from tlkeras.files import atomic_write
+from tlkeras.files import atomic_write, cache_folder
 from tlkeras.results import Result
 
 _FORMAT = 1
@@ -91,7 +90,7 @@ class ActivationCache:
     """All namespaces of one folder, shared by every process of the user, within a budget, or None: that of the disk."""
 
     def __init__(self, root: str | os.PathLike | None = None, budget_bytes: int | None = None):
-        self.root = Path(root) if root is not None else default_root()
+        self.root = Path(root) if root is not None else cache_folder()
         self.budget_bytes = budget_bytes
         self._folder = self.root / "activations"
 
@@ -173,19 +172,6 @@ def _report_problems(folder: Path, way_out: str | None = None) -> Iterator[None]
     except (OSError, NotImplementedError) as problem:  # the latter: a file system without locks
         received = f"{folder}: {getattr(problem, 'strerror', None) or problem}"
         raise ResourceError("Cannot write to the cache folder.", received, way_out) from problem
-
-
-def default_root() -> Path:
-    """TLKERAS_CACHE if set, else `tlkeras` in the platform's folder for caches."""
-    if chosen := os.environ.get("TLKERAS_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "tlkeras"
 
 
 def _sweep(folder: Path) -> bool:

@@ -1,17 +1,26 @@
 """The image files that are named to be predicted, and their predictions, as every way to predict returns them."""
 
+from __future__ import annotations
+
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tlkeras.data.headers import Header, ImageError, ImageWarning, InvalidImage, check_header, to_printable
 from tlkeras.data.inspection import list_warnings
 from tlkeras.data.issues import describe_issues
 from tlkeras.data.sources.folders import iter_image_files
 from tlkeras.errors import DataError, TlkerasError, list_some
-from tlkeras.results import Result
+from tlkeras.plotting.notebook import render_bars, render_card
+from tlkeras.results import HIDDEN, Result, Table, make_frame
+
+if TYPE_CHECKING:
+    import pandas
 
 _NOTED = ("orientation-ignored",)
 """Codes of what a prediction must say of an image that it could read."""
@@ -63,9 +72,9 @@ class UnreadableImage(Result):
     code: str  # the kind of reason, for programs: "missing", "unsupported", "damaged" ...
 
 
-def list_unreadable(images: Iterable[InvalidImage]) -> tuple[UnreadableImage, ...]:
+def list_unreadable(images: Iterable[InvalidImage]) -> Table[UnreadableImage]:
     """The images without a prediction, as results have them."""
-    return tuple(UnreadableImage(to_printable(bad.path), bad.reason, bad.code) for bad in images)
+    return Table(UnreadableImage(to_printable(bad.path), bad.reason, bad.code) for bad in images)
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,13 @@ class TaskPrediction(Result):
     labels: tuple[str, ...] = ()  # predicted classes: one, or every one whose probability reaches the threshold
     top: tuple[ClassProbability, ...] = ()  # the most probable classes, best first
     value: float | None = None  # the predicted number; None where classes are predicted
+    classes: Sequence[str] = field(default=(), repr=False, compare=False, metadata=HIDDEN)
+    outputs: np.ndarray | None = field(default=None, repr=False, compare=False, metadata=HIDDEN)  # float32 [k]
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """The probability of each class; none of a number, or where a server was asked."""
+        return {} if self.outputs is None else dict(zip(self.classes, self.outputs.tolist(), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes by name, without those that this kind of task does not have."""
@@ -103,6 +119,10 @@ class ImagePrediction(TaskPrediction):
         """The attributes by name; `tasks` only where there are several."""
         return {name: value for name, value in super().to_dict().items() if name != "tasks" or len(value) > 1}
 
+    def _repr_html_(self) -> str:
+        bars = render_bars({one.label: one.probability for one in self.top}) if self.top else ""
+        return render_card(self.label, [self.path], bars)
+
 
 @dataclass(frozen=True)
 class PredictionResult(Result):
@@ -110,9 +130,41 @@ class PredictionResult(Result):
 
     run: str  # name of the run, or address of the served model
     threshold: float | None  # probability from which an image has a label; None where the most probable class counts
-    predictions: tuple[ImagePrediction, ...]  # one per readable image, in the order given
-    unreadable: tuple[UnreadableImage, ...]  # all other files, also those that folders hold beside images
+    predictions: Table[ImagePrediction]  # one per readable image, in the order given
+    unreadable: Table[UnreadableImage]  # all other files, also those that folders hold beside images
     notes: tuple[str, ...] = ()  # sentences on images that were not predicted as a viewer shows them
+
+    def count_labels(self) -> dict[str, int]:
+        """The number of images of each predicted label, most frequent first."""
+        return dict(Counter(label for one in self.predictions for label in one.labels).most_common())
+
+    def to_frame(self) -> pandas.DataFrame:
+        """`path`, `label`, `probability` and `p_CLASS` or `value` of each image, and of unreadable ones the `reason`.
+
+        MissingExtraError without pandas.
+        """
+        rows = [_list_cells(one) for one in self.predictions]
+        return make_frame([*rows, *({"path": bad.path, "reason": bad.reason} for bad in self.unreadable)])
+
+    def _repr_html_(self) -> str:
+        counts = self.count_labels()
+        unread = f", {len(self.unreadable):,} cannot be read" if self.unreadable else ""
+        parts = [render_bars(counts) if counts else "", self.unreadable._repr_html_() if self.unreadable else ""]
+        return render_card(self.run, [f"{len(self.predictions):,} images predicted{unread}.", *self.notes], *parts)
+
+
+def _list_cells(image: ImagePrediction) -> dict[str, Any]:
+    """The cells of a prediction by column; of several tasks each has its name in front."""
+    cells: dict[str, Any] = {"path": image.path}
+    for name, of_task in image.tasks.items():
+        prefix = f"{name}_" if len(image.tasks) > 1 else ""
+        cells[f"{prefix}label"] = of_task.label
+        if of_task.value is not None:
+            cells[f"{prefix}value"] = of_task.value
+            continue
+        cells[f"{prefix}probability"] = of_task.probability
+        cells |= {f"{prefix}p_{label}": value for label, value in of_task.probabilities.items()}
+    return cells
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ _DOTS = (*COLOURS, "#999933", "#882255", "#44AA99", "#332288")
 INK, FAINT = "#333333", "#777777"
 _BANDS = ("#F1F4F8", "#FFFFFF")
 _DPI = 110
+_CHART = (5.2, 3.6)  # inches
 _MARKED_EPOCHS = 30  # up to so many, each epoch gets a dot
 _LETTER = 0.075  # width of a letter, inches
 _SHEET_PIXELS, _CELL_PIXELS = 4_000, 128
@@ -62,6 +63,18 @@ def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         grid[-1].set_xlabel("epoch")
         grid[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.align_ylabels(grid)
+
+
+def plot_head_history(history: Sequence[Mapping[str, float | int | str]], path: Path) -> None:
+    """The other columns of a head's history against its first one."""
+    across, *others = history[0]
+    with open_chart(path, "C, inverse strength of regularization" if across == "C" else across, "loss") as axis:
+        for colour, name in zip(COLOURS, others, strict=False):
+            pairs = [(row[across], row[name]) for row in history if not isinstance(row[name], str)]
+            axis.plot(*np.transpose(pairs), color=colour, marker="o", markersize=3, label=name.replace("_", " "))
+        if across == "C":
+            axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:g}")
 
 
 def plot_lr_finder(
@@ -234,6 +247,18 @@ def open_figure(
             figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
         else:
             figure.savefig(path, format="png")
+
+
+@contextmanager
+def open_chart(path: Path, across: str, up: str) -> Iterator[Axes]:
+    """The axes of a chart with labels, a grid and, where curves have names, a legend."""
+    with open_figure(path, _CHART) as figure:
+        axis = figure.subplots()
+        yield axis
+        axis.set(xlabel=across, ylabel=up)
+        axis.grid(color="#DDDDDD", linewidth=0.6)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(loc="best", fontsize=8)
 
 
 def _draw_pair(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, training: str, validation: str) -> None:

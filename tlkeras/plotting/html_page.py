@@ -1,7 +1,5 @@
 """A page of tables and images as one HTML file without other files."""
 
-import base64
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ import numpy as np
 
 from tlkeras.errors import ResourceError
 from tlkeras.files import atomic_write
+from tlkeras.plotting.notebook import embed_thumbnail
 
 MARK = "<!doctype html><!-- made by tlkeras: written anew each time -->"
 _STYLE = (files("tlkeras.plotting") / "page.css").read_text(encoding="utf-8")
@@ -95,10 +94,6 @@ def _render_cell(value: object) -> str:
 
 
 def _render_figure(figure: HtmlFigure) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(figure.pixels).save(buffer, "JPEG", quality=80)
-    code = base64.b64encode(buffer.getvalue()).decode()
     lines = "<br>".join(escape(line) for line in figure.lines)
-    return f"<figure><img alt='' src='data:image/jpeg;base64,{code}'><figcaption>{lines}</figcaption></figure>"
+    source = embed_thumbnail(figure.pixels, max(figure.pixels.shape))
+    return f"<figure><img alt='' src='{source}'><figcaption>{lines}</figcaption></figure>"

@@ -26,6 +26,7 @@ from tlkeras.inference.results import (
     list_unreadable,
 )
 from tlkeras.lazy_tensorflow import import_tensorflow_quietly
+from tlkeras.results import Table
 from tlkeras.serving.tensors import JsonObject
 
 _PATH = r"/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?/?"
@@ -224,7 +225,7 @@ def predict_remotely(url: str, images: Sequence[str | Path], *, timeout: float =
             else:
                 found.append(_make_prediction(to_printable(path), outputs))
                 warnings += list_notes(path, encoded)
-    return PredictionResult(url, None, tuple(found), list_unreadable(rejected), tuple(describe_warnings(warnings)))
+    return PredictionResult(url, None, Table(found), list_unreadable(rejected), tuple(describe_warnings(warnings)))
 
 
 def _make_prediction(path: str, outputs: JsonObject) -> ImagePrediction:

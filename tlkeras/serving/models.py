@@ -48,7 +48,7 @@ class ServeOptions:
     threads: int = 0  # TensorFlow's threads per operation; 0: one per core
 
 
-class Metrics:
+class ServerMetrics:
     """Metrics of one server, in a registry of their own."""
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class Model:
         self.versions: dict[int, Version] = {}  # those that are loaded
         self.states: dict[int, VersionStatus] = {}  # of all versions
         self.running: set[object] = set()  # one object per request in progress
-        self.metrics = Metrics()
+        self.metrics = ServerMetrics()
         self._folder = folder
         self._attempted: dict[int, float] = {}  # modification time of each version that was loaded or failed to
         self._executor = ThreadPoolExecutor(4, thread_name_prefix="tlkeras-serve")

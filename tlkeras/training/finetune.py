@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +35,11 @@ class FineTuningResult:
 
 
 def fine_tune(
-    experiment: Experiment, run: Run, heads: Mapping[str, Head], strategy: Strategy = ONE_DEVICE
+    experiment: Experiment,
+    run: Run,
+    heads: Mapping[str, Head],
+    strategy: Strategy = ONE_DEVICE,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> FineTuningResult:
     """The network after all stages of the plan, from the run's newest checkpoint if there is one.
 
@@ -44,8 +48,8 @@ def fine_tune(
     network = builders.make_network(experiment, heads)
     with open_trainer(experiment, network, run.phase, strategy) as trainer:
         with run.phase("fine-tune"):
-            callbacks = builders.make_callbacks(experiment.recipe, run.path)
-            history = trainer.run(Checkpoints(run.path / CHECKPOINTS), callbacks)
+            listeners = [*builders.make_callbacks(experiment.recipe, run.path), *callbacks]
+            history = trainer.run(Checkpoints(run.path / CHECKPOINTS), listeners)
         strategy.gather(trainer.network, network)
     plan = require_plan(experiment)
     trained = network.list_trainable(plan.schedule.stages)

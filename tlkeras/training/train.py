@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tlkeras.training import builders, frozen
 from tlkeras.training.builders.experiment import Experiment
 from tlkeras.training.finetune import CHECKPOINTS, FineTuningResult, fine_tune
 from tlkeras.training.frozen import FittedHeads, TaskProbabilities
+from tlkeras.training.image_data import resolve
 
 
 def pack(
@@ -41,36 +42,51 @@ def pack(
 
 
 def train(
-    recipe: str | Recipe, overrides: Mapping[str, Any] | None = None, *, quick: bool = False, runs: str | Path = RUNS
+    data: Any,
+    recipe: str | Path | Recipe | None = None,
+    *,
+    set: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    quick: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    runs: str | Path = RUNS,
 ) -> Run:
-    """The finished run of a recipe, in a new directory; `evaluate` tells how good it is.
+    """The finished run of a recipe on images, in a new directory.
 
     A TlkerasError tells what is in the way; what can be known before the first batch (unreadable source, unknown
     column, too few images, missing weights) is raised before the directory is made.
 
     Args:
-        recipe: Name of a shipped recipe, path of a YAML file, or a `Recipe`.
-        overrides: Values by dotted key, such as `{"data.seed": 1}`.
+        data: Images: what `load_data` takes or returns. Alone, it may be a recipe that names its images: the name of a
+            shipped one, the path of a YAML file, or a `Recipe`.
+        recipe: The recipe for the images, by default `linear_probe`.
+        set: Values by dotted key in place of the recipe's, such as `{"data.seed": 1}`.
+        name: What the run is named after, with a number; by default the recipe, or the images where they are given.
         quick: Shrink the run to seconds; its figures then mean nothing.
+        callbacks: Called during fine-tuning as Keras' `fit` would call them; a head on frozen features has no epochs.
         runs: Folder of the run directories.
     """
-    resolved = load_recipe(recipe, overrides, quick=quick)
-    return _train(resolved, lambda: create_run(Path(runs), resolved.name))
+    resolved = load_recipe(resolve(data, recipe, {**(set or {}), **({"name": name} if name else {})}), quick=quick)
+    return _train(resolved, lambda: create_run(Path(runs), resolved.name), callbacks)
 
 
-def resume(run: str | Path | Run = "latest", *, runs: str | Path = RUNS) -> Run:
+def resume(
+    run: str | Path | Run = "latest", *, callbacks: Sequence[keras.callbacks.Callback] = (), runs: str | Path = RUNS
+) -> Run:
     """The finished run that went on, from its newest checkpoint, where an interrupted, killed or failed one stopped.
 
     On the same machine it ends with the same bits as a run that was never stopped. RunError if there is no such run, it
     has finished, or another process is writing it; a TlkerasError tells what else is in the way.
     """
     stopped = find_resumable_run(run, Path(runs))
-    return _train(load_recipe(stopped.require("recipe.yaml")), lambda: stopped)
+    return _train(load_recipe(stopped.require("recipe.yaml")), lambda: stopped, callbacks)
 
 
-def _train(recipe: Recipe, place: Callable[[], Run]) -> Run:
+def _train(recipe: Recipe, place: Callable[[], Run], callbacks: Sequence[keras.callbacks.Callback]) -> Run:
     """The finished run of a recipe, in the directory that `place` gives once nothing is in the way."""
     start = time.perf_counter()
+    if callbacks:
+        builders.check_takes_callbacks(recipe)
     strategy = builders.make_strategy(recipe)
     experiment = builders.prepare(recipe)
     # a worker writes into a folder that nobody keeps
@@ -83,11 +99,13 @@ def _train(recipe: Recipe, place: Callable[[], Run]) -> Run:
         else:
             run.write_text("recipe.yaml", recipe_to_yaml(recipe))
         with record_failure(run):
-            _run_training(experiment, run, strategy)
+            _run_training(experiment, run, strategy, callbacks)
     return run
 
 
-def _run_training(experiment: Experiment, run: Run, strategy: Strategy) -> None:
+def _run_training(
+    experiment: Experiment, run: Run, strategy: Strategy, callbacks: Sequence[keras.callbacks.Callback]
+) -> None:
     with run.phase("check images"):
         whole = builders.validate(experiment)
     with run.phase("extract features"):
@@ -96,7 +114,7 @@ def _run_training(experiment: Experiment, run: Run, strategy: Strategy) -> None:
     check_splits(readable.dataset)
     with features, run.phase("fit head"):
         fitted = frozen.fit(readable, features)
-    tuned = fine_tune(readable, run, fitted.heads, strategy) if whole.plan is not None else None
+    tuned = fine_tune(readable, run, fitted.heads, strategy, callbacks) if whole.plan is not None else None
     if tuned is None:
         model = attach_heads(readable.extractor.pooled, fitted.heads, readable.recipe.name)
         model = builders.add_test_time_views(readable, model)

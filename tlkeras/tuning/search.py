@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tlkeras import progress
-from tlkeras.config.recipe import Recipe, fingerprint, load_recipe, recipe_to_yaml
+from tlkeras.config.recipe import Recipe, fingerprint, recipe_to_yaml
 from tlkeras.config.schema.tuning import TuningConfig
 from tlkeras.config.trials import apply_values, longest_training
+from tlkeras.data.sources.folders import load_recipe_or_source
 from tlkeras.errors import RecipeError, RunError
 from tlkeras.inference.jobs.engines import check_engine
 from tlkeras.runs.directory import RUNS, Run, create_run, list_runs, record_failure
@@ -49,7 +50,7 @@ def tune(
         train_best: Train the best trial's recipe as an ordinary run.
         runs: Folder of the run directories; the search is below its folder `tuning`.
     """
-    finished = search(load_recipe(recipe, overrides), Path(runs), workers, engine)
+    finished = search(load_recipe_or_source(recipe, overrides)[0], Path(runs), workers, engine)
     result = report_search(finished)
     if not train_best:
         return result

@@ -70,8 +70,8 @@ def test_training_on_packed_images_is_training_on_them(workplace):
     tlkeras.pack("photos", "packed")
     settings = {"data.validation": 0.2}
     runs = [
-        tlkeras.evaluate(tlkeras.train("mine.yaml", settings)),
-        tlkeras.evaluate(tlkeras.train("mine.yaml", {**settings, "data.source": "packed/images.csv"})),
+        tlkeras.evaluate(tlkeras.train("mine.yaml", set=settings)),
+        tlkeras.evaluate(tlkeras.train("mine.yaml", set={**settings, "data.source": "packed/images.csv"})),
     ]
     splits = []
     for run in runs:

@@ -55,9 +55,9 @@ def print_training(result: EvaluationResult) -> None:
     export = f"tlkeras export {name} --to saved_models/{result.run.rpartition('-')[0]}"
     exports = [] if features.get("handcrafted") else [(export, "a SavedModel for TensorFlow Serving")]
     for command, purpose in (
+        (f"tlkeras report {name}", "mistakes, calibration, what to do, on one page"),
         (f"tlkeras predict {name} IMAGE...", "classify images"),
         *exports,
-        ("tlkeras cp quickstart mine.yaml", "a recipe of your own"),
     ):
         console.print(f"  {command:<60} # {purpose}", markup=False, highlight=False)
 
@@ -81,6 +81,7 @@ def print_evaluation(result: EvaluationResult | ExternalEvaluationResult) -> Non
     console = open_console()
     source = getattr(result, "source", None)
     images = f"images of {source}" if source else "held-out images"
+    console.print(escape(result.verdict), highlight=False)
     for name, task in result.tasks.items():
         _print_task(task, f"{result.run}, {name}" if len(result.tasks) > 1 else result.run, images)
     if gain := result.main.gain:
@@ -210,6 +211,7 @@ def print_prediction_file(result: PredictionFileResult) -> None:
 
 def print_comparison(result: ComparisonResult) -> None:
     console = open_console()
+    console.print(escape(result.verdict), highlight=False)
     costs = []
     for run in result.runs:
         parameters = "-" if run.parameters is None else f"{run.parameters:,}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from tlkeras.config.recipe import Recipe, list_recipes, load_recipe
 from tlkeras.data.headers import EXTENSIONS, InvalidImage, detect_format, explain_format, explain_os_error, to_printable
@@ -20,6 +20,7 @@ from tlkeras.data.splits import find_split
 from tlkeras.data.tables import ImageTable
 from tlkeras.errors import DataError, list_some, suggest
 
+DEFAULT_RECIPE = "linear_probe"
 BUILTIN_DATASETS = ("elpv", "sklearn-digits")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tbz", ".txz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _SPREADSHEETS = (".xls", ".xlsx", ".xlsm", ".ods", ".numbers")
@@ -187,15 +188,28 @@ def _is_manifest(path: str) -> bool:
     return os.path.isfile(path) and path.lower().endswith(TABLE_SUFFIXES)
 
 
+@runtime_checkable
+class RecipeSource(Protocol):
+    """Images that know which recipe they are for, as `load_data` returns them."""
+
+    def make_recipe(self, *, overrides: Mapping[str, Any] | None = None) -> Recipe: ...
+
+
 def load_recipe_or_source(
-    reference: str | Path | Recipe, overrides: Mapping[str, Any] | None = None
+    reference: str | Path | Recipe | RecipeSource, overrides: Mapping[str, Any] | None = None
 ) -> tuple[Recipe, bool]:
     """A recipe, and True if it was given; for a source, see `is_data_source`, it is `linear_probe` on its images."""
+    if isinstance(reference, RecipeSource):
+        return reference.make_recipe(overrides=overrides), False
     if isinstance(reference, Recipe) or not is_data_source(str(reference)) or reference in list_recipes():
         return load_recipe(reference, overrides), True
-    source = str(reference)
+    return load_recipe(DEFAULT_RECIPE, {**list_overrides(str(reference)), **(overrides or {})}), False
+
+
+def list_overrides(source: str) -> dict[str, str]:
+    """What makes a recipe one for a source, which it is named after: values by dotted key."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(source).name).strip("-.") or "images"
-    return load_recipe("linear_probe", {"name": name, "data.source": source, **(overrides or {})}), False
+    return {"name": name, "data.source": source}
 
 
 def read_folder(source: str, options: SourceOptions = DEFAULTS) -> ImageTable:

@@ -20,7 +20,7 @@ from tlkeras.evaluation.report import charts, summaries
 from tlkeras.evaluation.report.compute import Report, ReportOptions, TaskReport, compute_report
 from tlkeras.evaluation.run_data import Reproducibility
 from tlkeras.plotting import html_page
-from tlkeras.plotting.charts import plot_history
+from tlkeras.plotting.charts import plot_head_history, plot_history
 from tlkeras.results import Result
 from tlkeras.runs.directory import RUNS, Run, open_run
 
@@ -218,7 +218,7 @@ def _draw_history(made: Reproducibility, anchor: str) -> Markup | None:
     if not made.history:
         return None
     if "stage" not in made.history[0]:
-        return charts.embed_chart(f"{anchor}-history", "Losses of the fit", charts.plot_head_history, made.history)
+        return charts.embed_chart(f"{anchor}-history", "Losses of the fit", plot_head_history, made.history)
     best = (made.finetuning or {}).get("best_epoch")
     rows = [{**row, "best": row["epoch"] == best} for row in made.history]
     return charts.embed_chart(f"{anchor}-history", "Losses, metrics and learning rates by epoch", plot_history, rows)

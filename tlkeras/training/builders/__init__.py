@@ -4,9 +4,12 @@
 from tlkeras.data.tables import TARGET
 from tlkeras.training.builders.data import (
     check_recipe_data_service,
+    count_labels,
     describe_origin,
     evaluated_splits,
     image_size,
+    list_cells,
+    list_cleaned_overrides,
     list_licences,
     make_recipe_policy,
     open_cache,
@@ -16,7 +19,7 @@ from tlkeras.training.builders.data import (
     read_source,
     split_dataset,
 )
-from tlkeras.training.builders.experiment import Experiment, require_plan
+from tlkeras.training.builders.experiment import Experiment, check_takes_callbacks, require_plan
 from tlkeras.training.builders.features import (
     CACHE_DTYPE,
     PLAIN_VIEWS,

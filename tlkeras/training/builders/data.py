@@ -1,6 +1,7 @@
 """From a recipe to its images, their splits, and the cache that all commands share."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,12 +31,34 @@ from tlkeras.data.tables import (
 )
 from tlkeras.data.tasks import Task
 from tlkeras.errors import BackboneError, DataError, list_some, suggest
-from tlkeras.features.cache import ActivationCache, default_root
+from tlkeras.features.cache import ActivationCache
+from tlkeras.files import cache_folder
 
 
 def read_source(recipe: Recipe) -> ImageTable:
     """All that the recipe's source says of its images, the labels as the recipe renames them or leaves them out."""
     return _read_table(recipe, recipe.data.source, recipe.data.min_images_per_class or 0)
+
+
+def list_cleaned_overrides(recipe: Recipe, path: str) -> dict[str, Any]:
+    """Values by dotted key that read a cleaned manifest of a recipe's images, which holds renamed labels and paths."""
+    read = {"source", "root", "path", "links", "folders", "labels", "min_images_per_class"}
+    given = recipe.data.model_dump(exclude_unset=True, exclude=read)
+    return {**{f"data.{key}": value for key, value in given.items()}, "data.source": path}
+
+
+def list_cells(recipe: Recipe, table: ImageTable) -> list[str]:
+    """The label of each image of a table, several in one text; of several tasks that of the first."""
+    tasks = [task.column or name for name, task in (recipe.data.tasks or {}).items()]
+    column = [*tasks, recipe.data.label or table.defaults.get("label", "label")][0]
+    return table.columns.get(column, [""] * len(table))
+
+
+def count_labels(recipe: Recipe, table: ImageTable) -> dict[str, int]:
+    """The number of images of each class or label, by name, in their order."""
+    cells, separator = list_cells(recipe, table), recipe.data.separator
+    names = (name for cell in cells for name in (cell.split(separator) if separator else [cell]) if name)
+    return dict(sorted(Counter(names).items()))
 
 
 def _read_table(recipe: Recipe, source: str, least: int = 0) -> ImageTable:
@@ -234,4 +257,4 @@ def open_cache(recipe: Recipe) -> ActivationCache | None:
 
 def cache_root(recipe: Recipe) -> Path:
     """The folder of the cache that all commands share."""
-    return Path(os.path.expanduser(recipe.cache.root)) if recipe.cache.root else default_root()
+    return Path(os.path.expanduser(recipe.cache.root)) if recipe.cache.root else cache_folder()

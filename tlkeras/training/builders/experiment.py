@@ -52,6 +52,13 @@ def require_finetuning(recipe: Recipe) -> FineTuningConfig:
     return recipe.finetuning
 
 
+def check_takes_callbacks(recipe: Recipe) -> None:
+    """Raise a RecipeError if a recipe has no epochs to call Keras' callbacks in."""
+    if recipe.finetuning is None:
+        rule = "Callbacks are called during fine-tuning, and this recipe only fits a head on frozen features."
+        raise RecipeError(rule, recipe.name, "Leave them out, or take a recipe that fine-tunes, such as fine_tune.")
+
+
 def require_plan(experiment: Experiment) -> FineTuningPlan:
     """The plan of an experiment that fine-tunes; RecipeError if the recipe has no section `finetuning`."""
     if experiment.plan is None:
