@@ -7,7 +7,7 @@ import pytest
 
 from tlkeras.data.sources.folders import read_table
 from tlkeras.data.tables import build_dataset, drop_unlabelled
-from tlkeras.data.tasks import MultiLabelTask, Task, list_classes, make_task
+from tlkeras.data.tasks import MultiLabelTask, Task, explain_order, list_classes, make_task, sort_names
 from tlkeras.errors import DataError
 
 LABELS = MultiLabelTask("tags", ("cat", "dog", "night"), "|")
@@ -86,3 +86,27 @@ def test_labels_that_cannot_be_learned(plant, cells, sentences):
         build_dataset(read(plant, cells), ["tags"], separator="|")
     for sentence in sentences:
         assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("0", "1", "2", "10", "11"),
+        ("-1.5", "-1", "0.5", "2", "1e3"),
+        ("class 2", "class 9", "class 10", "dog"),
+        ("Cat", "cat", "v1.9", "v1.10"),
+        ("", "2 cats", "10 cats", "cat", "²"),
+    ],
+)
+def test_names_are_in_the_order_of_counting(names):
+    assert sort_names(names[::-1]) == names
+    assert list_classes(names[::-1]) == tuple(filter(None, names))
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [(("0", "1", "2"), ""), (("1", "2"), "position 0 is class '1'"), (("0", "2"), "position 1 is"), (("a", "1"), "")],
+)
+def test_numbers_that_are_no_positions_are_told(names, told):
+    notes = explain_order([Task("grade", names)])
+    assert bool(notes) == bool(told) and told in " ".join(notes)

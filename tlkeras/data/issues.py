@@ -104,4 +104,4 @@ def _find_hint(group: Sequence[FileIssue]) -> str | None:
     if group[0].code == "not-an-image":
         promised = any(os.path.splitext(issue.path)[1].lower() in EXTENSIONS for issue in group)
         return _DOWNLOAD if promised else None
-    return _HINTS.get(group[0].code)
+    return None if "pip install" in group[0].reason else _HINTS.get(group[0].code)

@@ -17,6 +17,7 @@ from tlkeras.errors import fold_alike, list_some, suggest
 THRESHOLD = 0.5
 MISSING_LABEL = "?"
 
+_FEW_EACH = 3  # images of a class, on average
 _NO_LABEL = {"nan", "na", "n/a", "#n/a", "<na>", "nat", "none", "null", "nil", "missing", "-", "?", "unlabeled"}
 
 TaskType = Literal["multiclass", "multilabel", "regression"]
@@ -139,10 +140,16 @@ class Task:
         single = [name for name in self.class_names if counts[name] == 1]
         if len(single) > 0.9 * len(self.class_names):
             problems.append(f"{self.name!r}: nearly every class has one image, such as {single[0]!r}. Add images.")
-            if all(math.isfinite(read_number(name)) for name in self.class_names):
-                hint = "to predict a number, give it `kind: regression` in data.tasks, after a task with classes"
-                problems.append(f"{self.name!r}: {len(self.class_names):,} different numbers are no classes; {hint}.")
+            problems += self._list_measured(whole=True)
         return problems
+
+    def _list_measured(self, whole: bool) -> list[str]:
+        """A sentence if the class names are numbers; whole ones count as such only where that is asked for."""
+        numbers = [read_number(name) for name in self.class_names]
+        if not all(map(math.isfinite, numbers)) or not (whole or any(number % 1 for number in numbers)):
+            return []
+        hint = "to predict a number, give it `kind: regression` in data.tasks, after a task with classes"
+        return [f"{self.name!r}: its {len(numbers):,} classes are numbers, such as {self.class_names[-1]!r}; {hint}."]
 
     def list_spellings(self, targets: np.ndarray) -> list[str]:
         """Sentences on class names that differ only in how they are written, or that stand for a missing label."""
@@ -161,7 +168,8 @@ class Task:
             if _spell(most) in _NO_LABEL:
                 none = dict.fromkeys(names, "")
                 notes.append(f'Is {told} a missing label? --set "data.labels={none}" takes it for one.')
-        return list_some(notes)
+        few = sum(counts.values()) < _FEW_EACH * len(counts)
+        return list_some(notes + (self._list_measured(whole=False) if self.has_classes and few else []))
 
 
 @dataclass(frozen=True)
@@ -353,10 +361,31 @@ def make_task(name: str, class_names: Sequence[str], separator: str | None = Non
 
 
 def list_classes(cells: Iterable[str], separator: str | None = None) -> tuple[str, ...]:
-    """Sorted classes or labels in the cells of a column."""
+    """Classes or labels in the cells of a column, in the order of `sort_names`."""
     if separator is None:
-        return tuple(sorted(set(cells) - {""}))
-    return tuple(sorted({label for cell in set(cells) - {MISSING_LABEL} for label in split_cell(cell, separator)}))
+        return sort_names(set(cells) - {""})
+    return sort_names({label for cell in set(cells) - {MISSING_LABEL} for label in split_cell(cell, separator)})
+
+
+def sort_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Names in the order in which people count: "2" before "10", "-1" before "0.5", "class 9" before "class 10"."""
+    found = sorted(names)
+    numbers = {name: read_number(name) for name in found}
+    if all(map(math.isfinite, numbers.values())):
+        return tuple(sorted(found, key=numbers.__getitem__))
+    parts = {name: re.split(r"(\d+)", name) for name in found}
+    return tuple(sorted(found, key=lambda name: [int(part) if at % 2 else part for at, part in enumerate(parts[name])]))
+
+
+def explain_order(tasks: Sequence[Task]) -> list[str]:
+    """Sentences on tasks whose classes are whole numbers that are not their positions in the probabilities."""
+    notes = []
+    for task in tasks:
+        places = [(at, name) for at, name in enumerate(task.class_names) if name != str(at)]
+        if task.has_classes and places and all(name.isdecimal() for name in task.class_names):
+            rule = f"The classes of {task.name!r} are numbers, but not their positions in the probabilities"
+            notes.append(f"{rule}: position {places[0][0]} is class {places[0][1]!r}. labels.json has the order.")
+    return notes
 
 
 def split_cell(cell: str, separator: str) -> list[str]:

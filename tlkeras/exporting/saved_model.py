@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.backbones.graph import max_batch_size, run_in_parts
-from tlkeras.data.tasks import Task
+from tlkeras.data.tasks import Task, explain_order
 from tlkeras.errors import ExportError
 from tlkeras.evaluation.calibration import ScalingMethod
 from tlkeras.exporting import parity, versions
@@ -103,7 +103,7 @@ def export(
             converted = _convert(inputs, formats, folder)
             rows, difference = _check_parity(inputs, loaded, converted, folder, criteria)
             gone = inputs.held_out.note and f"Note: {inputs.held_out.note}."
-            notes = [note for note in (inputs.calibration, model.note, gone) if note]
+            notes = [note for note in (inputs.calibration, model.note, gone, *explain_order(inputs.tasks)) if note]
             about = (opened.name, inputs.held_out.preprocessing, list(loaded.signatures), len(inputs.held_out))
             report = ExportReport(*about, difference, rows, model.is_fast, notes)
             requests = _write_extras(inputs, loaded, folder, versions.served_name(target), report)

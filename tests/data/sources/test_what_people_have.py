@@ -285,6 +285,8 @@ def test_decimal_commas(plant):
         (("cat", "cat", "dog", "N/A"), "Is 'N/A' (1) a missing label?"),
         (("ﬁsh", "fish", "dog", "dog"), "differ only"),
         (("A", "A", "A-", "B"), ""),
+        (("0.5", "0.5", "1.25", "1.25"), "its 2 classes are numbers, such as '1.25'; to predict a number, give it"),
+        (("1", "1", "2", "2"), ""),
     ],
 )
 def test_labels_that_differ_in_writing(plant, labels, note):

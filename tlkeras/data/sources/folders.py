@@ -18,6 +18,7 @@ from tlkeras.data.sources.manifests import DEFAULTS, SourceOptions, read_manifes
 from tlkeras.data.sources.table_files import TABLE_SUFFIXES
 from tlkeras.data.splits import find_split
 from tlkeras.data.tables import ImageTable
+from tlkeras.data.tasks import sort_names
 from tlkeras.errors import DataError, list_some, suggest
 
 DEFAULT_RECIPE = "linear_probe"
@@ -248,7 +249,7 @@ def read_folder(source: str, options: SourceOptions = DEFAULTS) -> ImageTable:
         keys=[to_printable(path.removeprefix(root).lstrip(os.sep)).replace(os.sep, "/") for path in paths],
         columns={"label": names, "split": splits} if splits[0] else {"label": names},
         defaults={"label": "label"},
-        classes={"label": tuple(sorted({*names} | {label for _, label, _ in folders} - {*lost}))},
+        classes={"label": sort_names({*names} | {label for _, label, _ in folders} - {*lost})},
         rejected=tuple(tree.rejected),
         lost={"label": lost},
         notes=(*unwrapped, *tree.list_notes()),
