@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from tlkeras.cli.tables.style import left, make_table, open_console, print_issues, print_notes, print_table, right
+from tlkeras.cli.tables.style import Row, bar, left, open_console, paths, print_issues, print_notes, print_table, right
 from tlkeras.diagnostics.recommend.candidates import group_by_reason
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def print_check(result: CheckResult) -> None:
         _print_copies(copies)
     wrong = [(image.key, image.label, image.suggested, f"{image.score:.2f}") for image in result.mislabelled or ()]
     odd = [(image.key, image.label) for image in result.outliers or ()]
-    columns = left("image", "label")
+    columns = paths("image") + left("label")
     for title, more, rows in (
         ("Labels that look wrong", left("model says") + right("score"), wrong),
         ("Images unlike all others", [], odd),
@@ -50,9 +50,11 @@ def print_check(result: CheckResult) -> None:
         console.print(f"[red]problem:[/red] {escape(problem)}")
     if manifest := result.manifest:
         left_out = "; ".join(f"{count:,}: {reason}" for reason, count in manifest.left_out.items()) or "none"
-        console.print(f"Manifest: {escape(manifest.path)}, {manifest.images:,} images. Left out: {left_out}.")
+        console.print(
+            f"Manifest: {escape(manifest.path)}, {manifest.images:,} images. Left out: {left_out}.", soft_wrap=True
+        )
     if result.page:
-        console.print(f"Page: {escape(result.page)}")
+        console.print(f"Page: {escape(result.page)}", soft_wrap=True)
     console.print("Training is not advisable yet." if result.problems else "No problems found: ready to train.")
 
 
@@ -68,21 +70,21 @@ def _print_classes(rows: Sequence[ClassCount]) -> None:
         )
         for row in rows
     ]
-    print_table("Classes", left("class") + right("images") + left("") + right(*rows[0].splits), cells, _MOST_CLASSES)
+    print_table("Classes", left("class") + right("images") + bar() + right(*rows[0].splits), cells, _MOST_CLASSES)
 
 
 def _print_copies(groups: Sequence[DuplicateImages]) -> None:
-    table = make_table("Copies that mislead", left("", "label", "split", "image"))
+    rows: list[Row] = []
     for group in groups[:_MOST_GROUPS]:
         kind = "same bytes" if group.kind == "exact" else f"alike, {group.similarity:.3f}"
         for number, image in enumerate(group.images[:_MOST_IN_GROUP]):
-            table.add_row("" if number else kind, escape(image.label), image.split, escape(image.key))
+            rows.append(("" if number else kind, escape(image.label), image.split, escape(image.key)))
         if len(group.images) > _MOST_IN_GROUP:
-            table.add_row("", "", "", f"and {len(group.images) - _MOST_IN_GROUP:,} more")
-        table.add_section()
+            rows.append(("", "", "", f"and {len(group.images) - _MOST_IN_GROUP:,} more"))
+        rows.append(None)
+    print_table("Copies that mislead", left("", "label", "split") + paths("image"), rows)
     if len(groups) > _MOST_GROUPS:
-        table.add_row(f"and {len(groups) - _MOST_GROUPS:,} more groups")
-    open_console().print(table)
+        open_console().print(f"and {len(groups) - _MOST_GROUPS:,} more groups")
 
 
 def print_schedule(result: ScheduleResult) -> None:
@@ -90,22 +92,21 @@ def print_schedule(result: ScheduleResult) -> None:
     columns += left("starts from") + right("cached", "work saved")
     views = f", {result.views} views of each image in {result.precision}" if result.views else ""
     count = len(result.stages)
-    table = make_table(f"{result.name}: {count} stage{'s' if count > 1 else ''}{views}", columns)
+    rows: list[Row] = []
     for stage in result.stages:
         cached = f"{stage.megabytes:,.0f} MB" if stage.megabytes else "-"
         head = ("head", f"{stage.learning_rate:.1e}", "")
-        table.add_row(stage.name, str(stage.epochs), *head, stage.cut, cached, f"{stage.saved:.0%}")
-        for block in stage.blocks:
-            table.add_row("", "", block.name, f"{block.learning_rate:.1e}", f"{block.parameters:,}", "", "", "")
-        table.add_section()
+        rows.append((stage.name, str(stage.epochs), *head, stage.cut, cached, f"{stage.saved:.0%}"))
+        blocks = ((block.name, f"{block.learning_rate:.1e}", f"{block.parameters:,}") for block in stage.blocks)
+        rows += [("", "", *block, "", "", "") for block in blocks] + [None]
+    print_table(f"{result.name}: {count} stage{'s' if count > 1 else ''}{views}", columns, rows)
     console = open_console()
-    console.print(table)
     for stage in result.stages:
         console.print(f"{escape(stage.name)} starts from {escape(stage.cut)}: {stage.reason}.")
     if result.reasons:
-        rows = [(chosen.key, str(chosen.value), chosen.reason) for chosen in result.reasons]
+        chosen_rows = [(chosen.key, str(chosen.value), chosen.reason) for chosen in result.reasons]
         columns = left("value") + right("") + left("because")
-        print_table("Chosen from the size of the data", columns, rows)
+        print_table("Chosen from the size of the data", columns, chosen_rows)
 
 
 def print_augmentation(result: AugmentationResult) -> None:
@@ -128,7 +129,7 @@ def print_learning_rate(result: LearningRateResult) -> None:
         (f"{rate:.1e}", f"{loss:.3f}", _draw_bar(min(loss / highest, 1.0)))
         for rate, loss in pairs[:: max(1, len(pairs) // _BARS)]
     ]
-    columns = right("learning rate", "loss") + left("")
+    columns = right("learning rate", "loss") + bar()
     print_table(f"{result.name}: learning rates in stage {result.stage!r}", columns, rows)
     if result.suggestion is None:
         console.print(f"No rate is suggested. {result.reason}")
@@ -136,7 +137,7 @@ def print_learning_rate(result: LearningRateResult) -> None:
         own = f"the recipe has {result.learning_rate:.1e}"
         console.print(f"Suggested: {result.suggestion:.1e} ({own}). {result.reason}")
     if result.image:
-        console.print(f"Curve: {escape(result.image)}")
+        console.print(f"Curve: {escape(result.image)}", soft_wrap=True)
 
 
 def print_features(result: FeaturePlotResult) -> None:
@@ -144,10 +145,10 @@ def print_features(result: FeaturePlotResult) -> None:
     shares = {**result.separations, "the most common class alone": result.chance}
     rows = [(escape(name), f"{share:.3f}", _draw_bar(share)) for name, share in shares.items()]
     title = f"{result.name}: images with the class of their nearest neighbours"
-    print_table(title, left("depth") + right("share") + left(""), rows)
+    print_table(title, left("depth") + right("share") + bar(), rows)
     console.print(f"{result.images:,} images, none of the test split: {escape(result.path)}")
     if result.maps:
-        console.print(f"Maps of {escape(result.layer or '')}: {escape(result.maps)}")
+        console.print(f"Maps of {escape(result.layer or '')}: {escape(result.maps)}", soft_wrap=True)
 
 
 def _draw_bar(share: float) -> str:

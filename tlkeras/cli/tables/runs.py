@@ -15,6 +15,7 @@ from tlkeras.cli.tables.style import (
     format_number,
     left,
     open_console,
+    paths,
     print_issues,
     print_notes,
     print_table,
@@ -49,7 +50,7 @@ def print_training(result: EvaluationResult) -> None:
     features = result.features
     engine = f" with {features['engine']}" if features["engine"] else ""
     console.print(f"Features: {features['computed']:,} computed{engine}, {features['reused']:,} from the cache.")
-    console.print(f"Run: {escape(result.path)}")
+    console.print(f"Run: {escape(result.path)}", soft_wrap=True)
     name = result.run if os.path.dirname(result.path) == "runs" else result.path
     console.print("\nNext:")
     export = f"tlkeras export {name} --to saved_models/{result.run.rpartition('-')[0]}"
@@ -181,7 +182,7 @@ def print_predictions(result: PredictionResult) -> None:
         for image in result.predictions:
             labels = (escape(image.tasks[name].label) for name in others)
             rows.append((escape(image.path), *_describe(image, result.threshold), *labels))
-        print_table(f"Predictions of {result.run}", left("image") + columns + left(*others), rows)
+        print_table(f"Predictions of {result.run}", paths("image") + columns + left(*others), rows)
     if result.unreadable:
         print_issues("Files that could not be read", result.unreadable)
     print_notes(result.notes)
@@ -202,7 +203,7 @@ def print_prediction_file(result: PredictionFileResult) -> None:
     console = open_console()
     done = f", {result.resumed:,} of them before" if result.resumed else ""
     engine = f" with {result.engine}" if result.engine else ""
-    console.print(f"Wrote {result.rows:,} predictions to {escape(result.out)}{done}.")
+    console.print(f"Wrote {result.rows:,} predictions to {escape(result.out)}{done}.", soft_wrap=True)
     console.print(f"{result.rate:,.0f} images/s{engine}, {result.seconds:,.1f} s.")
     if result.unreadable:
         print_issues("Files that could not be read", result.unreadable, f"{result.rejected} lists every file.")
@@ -243,7 +244,7 @@ def print_report(result: ReportResult) -> None:
     console = open_console()
     for note in result.notes:
         console.print(f"[yellow]{escape(note)}[/yellow]")
-    console.print(f"Report: {escape(result.path)} ({result.bytes / 1e6:.1f} MB, one file)")
+    console.print(f"Report: {escape(result.path)} ({result.bytes / 1e6:.1f} MB, one file)", soft_wrap=True)
 
 
 def print_export(result: ExportResult) -> None:
@@ -265,7 +266,7 @@ def print_export(result: ExportResult) -> None:
     print_table(f"{result.run}: {result.images:,} held-out images", left("format") + numbers, rows)
     for note in result.notes:
         console.print(f"[yellow]{escape(note)}[/yellow]")
-    console.print(f"Exported version {result.version} to {escape(result.path)}")
+    console.print(f"Exported version {result.version} to {escape(result.path)}", soft_wrap=True)
     console.print(
         f"Compared on {result.images:,} held-out images: largest difference in a probability from the run's own "
         f"{result.difference:.1g}; {result.warmup} warm-up requests were run."
