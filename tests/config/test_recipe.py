@@ -152,7 +152,7 @@ def test_a_missing_recipe_is_named_with_the_nearest(tmp_path, monkeypatch):
         with pytest.raises(RecipeError) as caught:
             load_recipe(folder)
         command = f"tlkeras train linear_probe --set data.source={folder}"
-        assert str(caught.value) == f"No recipe called {folder!r}. It is a folder: did you mean `{command}`?"
+        assert str(caught.value) == f"No recipe called {folder!r}. It is a source of images: did you mean `{command}`?"
 
 
 def test_a_recipe_is_never_overwritten(tmp_path):

@@ -263,7 +263,7 @@ MANIFESTS: dict[str, tuple[bytes, int | str]] = {
     "nothing": (b"", "The manifest is empty"),
     "a header alone": (HEAD.encode(), "has a header but no rows"),
     "no path": (b"site,label\na.png,cat\n", "there is no column 'path', only site, label"),
-    "no label": (b"path,kind\na.png,cat\nb.png,dog\n", "There is no column 'label'"),
+    "no label": (b"path,kind\na.png,cat\nb.png,dog\n", "no column 'label'.* kind. Name .* --set data.label=kind"),
     "a column twice": (b"path,label,label\na.png,cat,cat\n", "column 'label' appears twice"),
     "too few fields": ((HEAD + "a.png\n" + BODY).encode(), "line 2: 1 fields instead of 2"),
     "an image twice": ((HEAD + BODY + "./a.png,dog\n").encode(), "line 6: the same image as line 2"),

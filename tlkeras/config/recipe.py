@@ -14,6 +14,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from tlkeras.config.frames import is_frame, save_frame
 from tlkeras.config.schema import ConfigSection, EvaluationConfig, Recipe, Stage
 from tlkeras.config.text_keys import parse_override, restore_texts
 from tlkeras.config.yaml_loader import YamlDocument, load_yaml
@@ -40,6 +41,8 @@ RENAMED = {
 }
 """From each former word of a recipe to the present one, which the refusal of the former suggests."""
 
+_TABLES = (".csv", ".tsv", ".txt", ".parquet", ".jsonl", ".ndjson")
+
 
 def load_recipe(
     reference: str | Path | Recipe, overrides: Mapping[str, Any] | None = None, *, quick: bool = False
@@ -49,7 +52,7 @@ def load_recipe(
     A RecipeError names all problems at once.
 
     Args:
-        overrides: Values by dotted key, such as `{"data.seed": 1}`.
+        overrides: Values by dotted key, such as `{"data.seed": 1}`; `data.source` may be a table in memory.
         quick: Shrink the run to seconds: few images, small size, few epochs.
     """
     if isinstance(reference, Recipe):
@@ -60,10 +63,19 @@ def load_recipe(
         path = find_recipe(str(reference))
         document = load_yaml(_read_text(path), str(path))
         document.values.setdefault("name", re.sub(r"[^A-Za-z0-9_.-]+", "-", path.stem).strip("-.") or "run")
-    for key, value in (overrides or {}).items():
-        document.set(key, value)
+    for key, value in _name_frame(document, overrides or {}).items():
+        document.set(key, os.fspath(value) if isinstance(value, os.PathLike) else value)
     recipe = validate(document)
     return make_quick_recipe(recipe) if quick else recipe
+
+
+def _name_frame(document: YamlDocument, overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Overrides in which a table in memory is a file, whose relative paths start from the working directory."""
+    frame = overrides.get("data.source")
+    if not is_frame(frame):
+        return overrides
+    root = overrides.get("data.root") or (document.values.get("data") or {}).get("root") or ""
+    return {**overrides, "data.source": save_frame(frame), "data.root": os.path.abspath(os.path.expanduser(root))}
 
 
 def bootstrap_options(reference: str | Path | Recipe) -> EvaluationConfig:
@@ -118,9 +130,11 @@ def find_recipe(reference: str) -> Path:
     shipped, path = list_recipes(), Path(os.path.expanduser(reference))
     if reference in shipped:
         return shipped[reference]
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix.lower() in _TABLES):
         command = f"tlkeras train linear_probe --set {shlex.quote(f'data.source={reference}')}"
-        raise RecipeError(f"No recipe called {reference!r}.", way_out=f"It is a folder: did you mean `{command}`?")
+        raise RecipeError(
+            f"No recipe called {reference!r}.", way_out=f"It is a source of images: did you mean `{command}`?"
+        )
     if path.suffix not in {".yaml", ".yml"} and path.parent == Path():
         raise RecipeError(f"No recipe called {reference!r}.", way_out=suggest(reference, shipped))
     if not path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -118,7 +119,7 @@ def build_dataset(
     kinds, their facts, as `make_task` takes them, stand by name in its place. A DataError lists all problems at once:
     unknown columns, weights that are no numbers, classes, or labels that too few images have or lack.
     """
-    labels = list(labels) or [table.defaults.get("label", "label")]
+    labels = list(labels) or [_find_label(table)]
     roles = {"weight": weight, "group": group, "domain": domain}
     chosen = {role: table.defaults.get(role, "") if column is None else column for role, column in roles.items()}
     if problems := _unknown_columns(table, [*labels, *filter(None, chosen.values()), *(stratify or ())]):
@@ -188,7 +189,8 @@ def _list_lost_classes(table: ImageTable, task: Task) -> list[str]:
         told = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
         example = f"of {len(files[name]):,}: {told}, such as {to_printable(files[name][0].path)}"
         problems.append(f"{task.name!r}: class {name!r} has no image that can be used, {example}.")
-    return [*list_some(problems), "Mend these files, or remove the class with its folder or rows."] if problems else []
+    way_out = "Mend these files, or remove the class with its folder or rows."
+    return [*list_some(problems), *table.notes, way_out] if problems else []
 
 
 def rename_columns(table: ImageTable, names: Mapping[str, str]) -> ImageTable:
@@ -241,6 +243,17 @@ def drop_unlabelled(dataset: Dataset, needless: np.ndarray | None = None) -> Dat
     labelled |= False if needless is None else needless
     unlabelled = tuple(InvalidImage(path, "no-label", "it has no label") for path in dataset.paths[~labelled])
     return replace(dataset.take(labelled), rejected=(*dataset.rejected, *unlabelled))
+
+
+def _find_label(table: ImageTable) -> str:
+    """The column that plays the label by default; a DataError if there is none."""
+    name = table.defaults.get("label", "label")
+    others = [column for column in table.columns if column not in {"split", *table.defaults.values()}]
+    if name not in table.columns and others:
+        told = ", ".join(list_some(others))
+        way_out = f"Name the column of the labels: --set {shlex.quote(f'data.label={others[0]}')}"
+        raise DataError(f"{table.source!r} has no column 'label'.", told, way_out)
+    return name
 
 
 def _unknown_columns(table: ImageTable, names: Sequence[str]) -> list[str]:

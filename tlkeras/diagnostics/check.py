@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from tlkeras.config.frames import Frame
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import ImageError, to_printable
@@ -47,7 +48,7 @@ _MOST_GROUPS, _MOST_IN_GROUP, _MOST_IMAGES = 60, 8, 96
 
 
 def check(
-    recipe: str | Path | Recipe,
+    recipe: str | Path | Recipe | Frame,
     overrides: Mapping[str, Any] | None = None,
     *,
     deep: bool = False,

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from tlkeras.config.frames import Frame
 from tlkeras.config.recipe import Recipe, bootstrap_options, load_recipe
 from tlkeras.data.headers import to_printable
 from tlkeras.data.inspection import validate_images
@@ -162,14 +163,15 @@ class StoredEvaluation(Result):
         return dict(self.content)
 
 
-def evaluate_on(run: str | Path | Run, source: str, *, runs: str | Path = RUNS) -> ExternalEvaluationResult:
+def evaluate_on(run: str | Path | Run, source: str | Frame, *, runs: str | Path = RUNS) -> ExternalEvaluationResult:
     """Metrics of a finished run on labelled images from another source; its folder `other_data/` keeps them.
 
-    The run is a name, a path, `latest`, or a `Run`, the source as in `data.source`. DataError if the source cannot be
-    read, or its labels are not the run's; RunError if there is no such run, or no model of it that can be read.
+    The run is a name, a path, `latest`, or a `Run`, the source as in `data.source`, or a table in memory. DataError if
+    the source cannot be read, or its labels are not the run's; RunError if there is no such run, or no model of it that
+    can be read.
     """
     opened = open_run(run, runs)
-    recipe = load_recipe(opened.require("recipe.yaml"))
+    recipe, source = builders.name_source(load_recipe(opened.require("recipe.yaml")), source)
     options = bootstrap_options(recipe)
     dataset = validate_images(builders.read_other_dataset(recipe, source, read_tasks(opened)))
     predictions, rows = _predict_dataset(opened, recipe, dataset)

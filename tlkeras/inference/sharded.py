@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from pyarrow import parquet
 
 from tlkeras.backbones.weights import fingerprint
+from tlkeras.config.frames import Frame
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.yaml_loader import to_immutable
 from tlkeras.data import decoding
@@ -60,7 +61,7 @@ class ExecutionOptions:
 
 
 def extract_features(
-    recipe: str | Path | Recipe, out: str | Path, overrides: Mapping[str, Any] | None = None, **options: Any
+    recipe: str | Path | Recipe | Frame, out: str | Path, overrides: Mapping[str, Any] | None = None, **options: Any
 ) -> JobResult:
     """The features of all images of a source, whatever their labels and splits, as Parquet files.
 

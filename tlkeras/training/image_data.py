@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import tlkeras
+from tlkeras.config.frames import is_frame, save_frame
 from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import ImageError
@@ -118,18 +119,16 @@ def load_data(
         class_names: Names of integer labels.
         options: Keys of a recipe's section `data`, such as `label="species"`, `group="patient"`, `test=0.3`.
     """
+    overrides: dict[str, Any]
     if isinstance(source, ImageData):
-        overrides = dict(source.overrides)
+        overrides = {**source.overrides}
     elif is_in_memory(source):
         path, several = save_images(source, class_names)
-        overrides: dict[str, Any] = {
-            "name": "arrays",
-            "data.source": path,
-            **({"data.separator": "|"} if several else {}),
-        }
+        overrides = {"name": "arrays", "data.source": path, **({"data.separator": "|"} if several else {})}
     elif isinstance(source, str | os.PathLike):
-        text = os.fspath(source)
-        overrides = list_overrides(text)
+        overrides = {**list_overrides(os.fspath(source))}
+    elif is_frame(source):
+        overrides = {"name": "frame", "data.source": save_frame(source), "data.root": os.getcwd()}
     else:
         raise _refuse(type(source).__name__)
     named = {"name": name} if name else {}

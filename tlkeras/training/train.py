@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tlkeras.config.frames import Frame
 from tlkeras.config.recipe import Recipe, fingerprint, load_recipe, recipe_to_yaml
 from tlkeras.data.sources.folders import load_recipe_or_source
 from tlkeras.data.sources.tfrecords import PackResult, write_tfrecords
@@ -29,7 +30,11 @@ from tlkeras.training.image_data import resolve
 
 
 def pack(
-    recipe: str | Path | Recipe, out: str | Path, overrides: Mapping[str, Any] | None = None, *, shard_mb: int = 128
+    recipe: str | Path | Recipe | Frame,
+    out: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    shard_mb: int = 128,
 ) -> PackResult:
     """The images of a recipe or a source written to few large TFRecord files, with a manifest of them.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
 from collections import Counter
@@ -217,6 +218,11 @@ BAD_TABLES = {
         r"2 of 2 images are missing: '1.png', '2.png'. There is .*: --set data.root=cat",
     ),
     "ids": ("id,label\n77,cat\n78,dog", "They are the column 'id'"),
+    "no header": ("cat/1.png,cat\ndog/1.png,dog", "The first line is no header: write `path,label` above it"),
+    "a remark": (f"# made by me\n{TEXT}", "The first line is a remark: remove it"),
+    "one column": ("path label\ncat/1.png cat\ndog/1.png dog", "Separate the columns by commas"),
+    "no label": (TEXT.replace("label", "Art"), "has no column 'label'. Received: Art.*--set data.label=Art"),
+    "a folder too many": (TEXT.replace("cat/", "images/cat/"), "There is cat/1.png: --set data.root=. finds them"),
     "another machine": ("path,label\nC:\\x\\7.png,cat", "absolute paths of another place: --set data.root"),
     "numbers": ("path,label\ncat/1.png,0.1\ncat/2.png,0.2\ndog/1.png,7", "kind: regression"),
 }
@@ -255,8 +261,88 @@ def test_parquet_and_json_lines(plant, tmp_path):
         table = read_table(str(root / name))
         assert table.keys == list(PAIRS) and table.columns["label"] == ["1", "1", "", "2"]
     (root / "metadata.jsonl").write_text("[1]\n")
-    with pytest.raises(DataError, match="cannot be read.*JSON"):
+    with pytest.raises(DataError, match="no JSON object.*line 1"):
         read_table(str(root / "metadata.jsonl"))
+
+
+TRAIN = [("0.png", "cat"), ("1.png", "dog"), ("2.png", "cat"), ("3.png", "dog")]
+
+
+def hub_file(rows, suffix="jsonl") -> bytes:
+    if suffix == "csv":
+        return "\n".join(["file_name,label", *map(",".join, rows)]).encode()
+    return "\n".join(json.dumps({"file_name": name, "label": label}) for name, label in rows).encode()
+
+
+HUB_FOLDERS = {  # files, splits, words of a note
+    "one table": ({"metadata.csv": hub_file(TRAIN, "csv")}, None, "labels are those of metadata.csv"),
+    "per split": (
+        {"train/metadata.jsonl": hub_file(TRAIN), "test/metadata.jsonl": hub_file(TRAIN[:2])},
+        {"train": 4, "test": 2},
+        "labels are those of test/metadata.jsonl, train/metadata.jsonl",
+    ),
+    "of two kinds": (
+        {"data/train/metadata.csv": hub_file(TRAIN, "csv"), "data/validation/metadata.jsonl": hub_file(TRAIN)},
+        {"train": 4, "validation": 4},
+        "",
+    ),
+    "one table of splits": (
+        {
+            "metadata.jsonl": hub_file(
+                [(f"{split}/{name}", label) for split in ("train", "test") for name, label in TRAIN]
+            )
+        },
+        {"train": 4, "test": 4},
+        "",
+    ),
+    "a folder of images": (
+        {"metadata.jsonl": hub_file([(f"images/{name}", label) for name, label in TRAIN])},
+        None,
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("row", HUB_FOLDERS)
+def test_folders_of_the_hugging_face_hub(plant, row):
+    files, splits, note = HUB_FOLDERS[row]
+    images = {}
+    for place, content in files.items():
+        names = [
+            line.split(",")[0] if place.endswith("csv") else json.loads(line)["file_name"]
+            for line in content.decode().splitlines()
+            if not line.startswith("file_name")
+        ]
+        images |= {os.path.join(os.path.dirname(place), name): number for number, name in enumerate(names)}
+    table = read_table(str(plant({**files, **images})))
+    assert sorted(table.keys) == sorted(key.removeprefix("data/") for key in images)
+    assert set(table.columns["label"]) == {"cat", "dog"} and note in told(table)
+    assert splits == (Counter(table.columns["split"]) if "split" in table.columns else None)
+
+
+def test_tables_of_the_hub_beside_classes(plant):
+    rows = [("cat/1.png", "A"), ("dog/1.png", "B"), ("cat/2.png", "A"), ("dog/2.png", "B")]
+    files = {**PAIRS, "more.png": 5, "metadata.csv": hub_file(rows, "csv")}
+    table = read_table(str(plant(files)))
+    assert table.columns["label"] == ["A", "B", "A", "B"]
+    assert "Images that the table lacks are left out: 1, such as" in told(table)
+    forced = read_table(str(plant(files)), options=SourceOptions(folders="classes"))
+    assert set(forced.columns["label"]) == {"cat", "dog"}
+    without = read_table(str(plant({**PAIRS, "metadata.csv": b"file_name,width\ncat/1.png,4"}, "other")))
+    assert set(without.columns["label"]) == {"cat", "dog"} and "has no column 'label' and is not used" in told(without)
+    with pytest.raises(DataError, match="no column 'label'. Received: width.*--set data.label=width"):
+        build_dataset(read_table(str(plant({"1.png": 1, "metadata.csv": b"file_name,width\n1.png,4"}, "third"))))
+
+
+def test_tables_with_the_images_in_them(plant):
+    root = plant(PAIRS)
+    rows = {"image": [{"bytes": b"x", "path": None}] * 2, "label": ["cat", "dog"]}
+    parquet.write_table(pyarrow.table(rows), root / "m.parquet")
+    with pytest.raises(DataError, match="the cell holds an image and no path: write the images to files"):
+        read_table(str(root / "m.parquet"))
+    rows["image"] = [{"bytes": None, "path": path} for path in list(PAIRS)[1:3]]
+    parquet.write_table(pyarrow.table(rows), root / "m.parquet")
+    assert read_table(str(root / "m.parquet")).keys == list(PAIRS)[1:3]
 
 
 def test_spreadsheets_and_text_files(plant):

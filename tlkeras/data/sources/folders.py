@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from tlkeras.config.frames import Frame, is_frame
 from tlkeras.config.recipe import Recipe, list_recipes, load_recipe
 from tlkeras.data.headers import EXTENSIONS, InvalidImage, detect_format, explain_format, explain_os_error, to_printable
 from tlkeras.data.issues import describe_issues
 from tlkeras.data.sources.datasets import read_digits, read_elpv, read_tfds
-from tlkeras.data.sources.manifests import DEFAULTS, SourceOptions, read_manifest
-from tlkeras.data.sources.table_files import TABLE_SUFFIXES
+from tlkeras.data.sources.manifests import DEFAULTS, SourceOptions, build_table, read_manifest
+from tlkeras.data.sources.metadata_files import find_metadata, has_labels, join_metadata
+from tlkeras.data.sources.table_files import TABLE_SUFFIXES, Lines
 from tlkeras.data.splits import find_split
 from tlkeras.data.tables import ImageTable
 from tlkeras.data.tasks import sort_names
@@ -197,11 +199,14 @@ class RecipeSource(Protocol):
 
 
 def load_recipe_or_source(
-    reference: str | Path | Recipe | RecipeSource, overrides: Mapping[str, Any] | None = None
+    reference: str | Path | Recipe | RecipeSource | Frame, overrides: Mapping[str, Any] | None = None
 ) -> tuple[Recipe, bool]:
     """A recipe, and True if it was given; for a source, see `is_data_source`, it is `linear_probe` on its images."""
     if isinstance(reference, RecipeSource):
         return reference.make_recipe(overrides=overrides), False
+    if is_frame(reference):
+        return load_recipe(DEFAULT_RECIPE, {"name": "frame", "data.source": reference, **(overrides or {})}), False
+    assert isinstance(reference, (str, Path, Recipe))
     if isinstance(reference, Recipe) or not is_data_source(str(reference)) or reference in list_recipes():
         return load_recipe(reference, overrides), True
     return load_recipe(DEFAULT_RECIPE, {**list_overrides(str(reference)), **(overrides or {})}), False
@@ -223,15 +228,17 @@ def read_folder(source: str, options: SourceOptions = DEFAULTS) -> ImageTable:
     root = os.path.realpath(os.path.expanduser(source))
     tree = FileTree(root, options.links == "follow")
     top = root if options.folders == "classes" else _unwrap(tree)
+    place, metadata = _read_metadata(source, tree, top, options)
+    if metadata and has_labels(metadata, options):
+        return _build_from_metadata(source, tree, place, metadata, options)
     folders = _class_folders(tree, top, options)
     lost = ["" if bad.code in ("loop", "no-class") else _label(bad.path) for bad in tree.rejected]
     rows: list[tuple[str, str, str]] = []
     for split, label, folder in folders:
         rows += [(path, label, split) for path in tree.walk(folder)]
         lost += [label] * (len(tree.rejected) - len(lost))
-    tables = [table for suffix in TABLE_SUFFIXES if os.path.isfile(table := os.path.join(root, f"metadata{suffix}"))]
-    if not rows and tables:  # as the Hugging Face hub has them
-        return replace(read_manifest(tables[0], options), source=source)
+    if not rows and metadata:
+        return _build_from_metadata(source, tree, place, metadata, options)
     if not rows:
         classes = len({label for _, label, _ in folders})
         received = f"{classes} class folder(s) and no image" if classes else "no class folder"
@@ -241,7 +248,9 @@ def read_folder(source: str, options: SourceOptions = DEFAULTS) -> ImageTable:
         raise DataError.from_problems(headline + hint, reasons)
     _check_depth(tree, folders, {label for _, label, _ in rows})
     paths, names, splits = map(list, zip(*rows, strict=True))
-    unwrapped = [f"The classes are the folders in {to_printable(top)!r}."] if top != root else []
+    notes = [f"The classes are the folders in {to_printable(top)!r}."] if top != root else []
+    if metadata:
+        notes.append("The table `metadata` has no column 'label' and is not used; data.label names another column.")
     return ImageTable(
         source=source,
         root=Path(root),
@@ -252,8 +261,27 @@ def read_folder(source: str, options: SourceOptions = DEFAULTS) -> ImageTable:
         classes={"label": sort_names({*names} | {label for _, label, _ in folders} - {*lost})},
         rejected=tuple(tree.rejected),
         lost={"label": lost},
-        notes=(*unwrapped, *tree.list_notes()),
+        notes=(*notes, *tree.list_notes()),
     )
+
+
+def _read_metadata(source: str, tree: FileTree, top: str, options: SourceOptions) -> tuple[str, Lines | None]:
+    """The tables `metadata` of the root, of its folders of splits, or of what it wraps, and the folder of paths."""
+    inner = tree.look_into(top)[0]
+    places = [] if options.folders == "classes" else [tree.root, top, *(inner if len(inner) == 1 else ())]
+    found = ((place, files) for place in places if (files := find_metadata(place)))
+    place, files = next(found, ("", []))
+    return place, join_metadata(source, files, place, options) if files else None
+
+
+def _build_from_metadata(source: str, tree: FileTree, place: str, lines: Lines, options: SourceOptions) -> ImageTable:
+    """The table of a folder of images by its tables `metadata`, with a note on images that these lack."""
+    table = build_table(source, lines, place, options)
+    known = {*map(os.path.realpath, table.paths)}
+    others = [path for path in tree.walk(tree.root) if os.path.realpath(path) not in known]
+    told = f"Images that the table lacks are left out: {len(others):,}, such as "
+    notes = [f"{told}{to_printable(path)}." for path in others[:1]]
+    return replace(table, notes=(*table.notes, *notes))
 
 
 def iter_image_files(

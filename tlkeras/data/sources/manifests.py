@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shlex
 import stat
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tlkeras.data.headers import ByteRange, InvalidImage, parse_slice, to_printable
-from tlkeras.data.sources.table_files import ImageFinder, find_path_column, read_lines
+from tlkeras.data.headers import EXTENSIONS, ByteRange, InvalidImage, parse_slice, to_printable
+from tlkeras.data.sources.table_files import ImageFinder, Lines, find_path_column, read_lines
 from tlkeras.data.splits import find_split
 from tlkeras.data.tables import SPLITS, ImageTable
 from tlkeras.data.tasks import split_cell
@@ -52,9 +53,14 @@ def read_manifest(source: str, options: SourceOptions = DEFAULTS) -> ImageTable:
     images are listed in `ImageTable.rejected`; a DataError lists all other problems, with line numbers.
     """
     file = os.path.abspath(os.path.expanduser(source))
-    finder = ImageFinder(_find_root(file, options.root), options.root is not None, options.links == "follow")
+    return build_table(source, read_lines(source, file, options.path), os.path.dirname(file), options)
+
+
+def build_table(source: str, lines: Lines, folder: str, options: SourceOptions) -> ImageTable:
+    """The table of lines that were read from files in a folder, as `read_manifest` returns it."""
+    finder = ImageFinder(_find_root(folder, options.root), options.root is not None, options.links == "follow")
     problems: list[str] = []
-    rows, column, notes = _read_rows(source, file, options.path, finder, problems)
+    rows, column, notes = _read_rows(source, lines, options.path, finder, problems)
     first = _merge_rows(rows, options, problems)
     _raise_any(source, problems)
     found = {row: _check_file(rows.files[row]) for row in first}
@@ -69,7 +75,7 @@ def read_manifest(source: str, options: SourceOptions = DEFAULTS) -> ImageTable:
         names = [to_printable(rows.written[row]) for row in missing]
         some = ", ".join(map(repr, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
         notes.append(
-            f"{len(names):,} of {len(first):,} images are missing: {some}. {finder.guess_cause(names[0], column)}"
+            f"{len(names):,} of {len(first):,} images are missing: {some}. {finder.guess_cause(names, column)}"
         )
     if not kept:
         reasons = list(map(str, found.values()))[:_NAMED]
@@ -90,9 +96,9 @@ def read_manifest(source: str, options: SourceOptions = DEFAULTS) -> ImageTable:
     )
 
 
-def _find_root(file: str, root: str | None) -> str:
+def _find_root(folder: str, root: str | None) -> str:
     """The folder that paths start from: `data.root`, seen from the manifest's folder or from the working directory."""
-    tried = [os.path.join(base, os.path.expanduser(root or "")) for base in (os.path.dirname(file), os.getcwd())]
+    tried = [os.path.join(base, os.path.expanduser(root or "")) for base in (folder, os.getcwd())]
     if found := next(filter(os.path.isdir, tried), None):
         return os.path.realpath(found)
     raise DataError("data.root is not a folder.", repr(root), f"Looked for {' and '.join(tried)}.")
@@ -103,10 +109,10 @@ def _find_role(role: str, columns: Mapping[str, list[str]]) -> str:
 
 
 def _read_rows(
-    source: str, file: str, path: str | None, finder: ImageFinder, problems: list[str]
+    source: str, table: Lines, path: str | None, finder: ImageFinder, problems: list[str]
 ) -> tuple[_Rows, str, list[str]]:
     """The rows, the name of the column with their paths, and sentences on what was left out."""
-    header, lines, notes = read_lines(source, file, path)
+    header, lines = table.header, table.rows
     column = find_path_column(header, path)
     _raise_any(source, _check_header_line(header, column, path))
     wrong = [(number, len(cells)) for number, cells in lines if len(cells) != len(header)]
@@ -121,7 +127,7 @@ def _read_rows(
     columns = {name: [unicodedata.normalize("NFC", text.strip()) for text in cells] for name, cells in texts.items()}
     if split := _find_role("split", columns):
         columns["split"] = _normalise_splits(numbers, columns.pop(split), problems)
-    return _Rows(numbers, written, list(map(str, files)), columns), str(column), notes
+    return _Rows(numbers, written, list(map(str, files)), columns), str(column), [*table.notes]
 
 
 def _merge_rows(rows: _Rows, options: SourceOptions, problems: list[str]) -> list[int]:
@@ -177,9 +183,20 @@ def _check_header_line(header: Sequence[str], column: str | None, path: str | No
         problems.append(f"column {list(header).index('') + 1} has no name")
     if column is None:
         wanted = f"{path!r} (data.path)" if path else "'path'"
-        way_out = suggest(path, header) if path else f"Name it: --set data.path={header[0] or 'COLUMN'}"
+        way_out = suggest(path, header) if path else _explain_header(header)
         problems.append(f"there is no column {wanted}, only {', '.join(header)}. {way_out}")
     return problems
+
+
+def _explain_header(header: Sequence[str]) -> str:
+    """The way out where no column of paths is found."""
+    if os.path.splitext(header[0])[1].lower() in EXTENSIONS:
+        return "The first line is no header: write `path,label` above it."
+    if header[0].startswith("#"):
+        return "The first line is a remark: remove it."
+    if len(header) == 1:
+        return "Separate the columns by commas, semicolons, tabs or bars."
+    return f"Name it: --set data.path={shlex.quote(header[0] or 'COLUMN')}"
 
 
 def _normalise_splits(numbers: Sequence[int], words: Sequence[str], problems: list[str]) -> list[str]:

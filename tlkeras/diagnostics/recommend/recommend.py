@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tlkeras.backbones.catalog import find_backbone
+from tlkeras.config.frames import Frame
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import BackboneConfig
 from tlkeras.data.sources.folders import load_recipe_or_source
@@ -173,7 +174,7 @@ class RecommendResult(Result):
 
 
 def recommend(
-    recipe: str | Path | Recipe,
+    recipe: str | Path | Recipe | Frame,
     overrides: Mapping[str, Any] | None = None,
     *,
     limits: Mapping[str, Any] | None = None,

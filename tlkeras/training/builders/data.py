@@ -108,7 +108,14 @@ def read_other_dataset(recipe: Recipe, source: str, tasks: Sequence[Task]) -> Da
     DataError if the source cannot be read, or its labels are not those of the tasks.
     """
     data = recipe.data
-    table = _name_tasks(recipe, _read_table(recipe, source))
+    try:
+        read = _read_table(recipe, source)
+    except DataError:
+        if data.root is None:
+            raise
+        beside = recipe.model_copy(update={"data": data.model_copy(update={"root": None})})
+        read = _read_table(beside, source)  # a table that lies with its images, unlike that of the run
+    table = _name_tasks(recipe, read)
     roles = data.model_dump(include={"weight", "group", "domain"})
     dataset = replace(drop_unlabelled(build_dataset_for_tasks(table, tasks, roles)), rendering=make_rendering(recipe))
     tested = dataset.given_splits == "test"

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from tlkeras.config.recipe import Recipe, validate_values
+from tlkeras.config.frames import Frame, is_frame
+from tlkeras.config.recipe import Recipe, load_recipe, validate_values
 from tlkeras.config.schema import FineTuningConfig
 from tlkeras.config.schema.features import NO_BACKBONE, BackboneConfig
 from tlkeras.config.schema.heads import FEATURE_MAP_HEADS
@@ -63,9 +64,18 @@ def keep_feature_fields(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def name_source(recipe: Recipe, source: str | Frame) -> tuple[Recipe, str]:
+    """A recipe to read another source with, and the name of that; a table in memory becomes a file."""
+    if not is_frame(source):
+        return recipe, str(source)
+    resolved = load_recipe(recipe, {"data.source": source, "data.root": "."})
+    return resolved, resolved.data.source
+
+
 def locate_source(recipe: Recipe, folder: str) -> Recipe:
     """The recipe with a relative source as seen from the folder in which a run was made."""
-    return recipe if os.path.exists(recipe.data.source) else _see_source_from(folder, recipe)
+    exists = os.path.exists(recipe.data.source) and os.path.isdir(recipe.data.root or ".")
+    return recipe if exists else _see_source_from(folder, recipe)
 
 
 def make_source_absolute(recipe: Recipe) -> Recipe:
@@ -77,7 +87,10 @@ def _see_source_from(folder: str, recipe: Recipe) -> Recipe:
     there = os.path.join(folder, os.path.expanduser(recipe.data.source))
     if not os.path.exists(there):
         return recipe
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": there})})
+    update = {"source": there}
+    if recipe.data.root and os.path.isdir(root := os.path.join(folder, os.path.expanduser(recipe.data.root))):
+        update["root"] = root
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=update)})
 
 
 def make_probe_recipe(recipe: Recipe, backbone: BackboneConfig) -> Recipe:
