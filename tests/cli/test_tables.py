@@ -29,11 +29,11 @@ def results(tmp_path_factory, draw_more_photos):
             "\n".join(["path,label", *rows, rows[0].rpartition(",")[0] + "," + NAMES[1]][:-1])
         )
         options = {"backbone.name": "tiny", "backbone.weights": "none", "evaluation.bootstrap_samples": 100}
-        run = tlkeras.train("linear_probe", {**options, "data.source": "all.csv", "data.stratify": ["label"]})
+        run = tlkeras.train("linear_probe", set={**options, "data.source": "all.csv", "data.stratify": ["label"]})
         measured, checked = tlkeras.evaluate(run), tlkeras.check("all.csv", options)
         predicted = tlkeras.predict(run, sorted(folder.rglob("*.png"))[:4])
-        listed = {"recipes": [{"name": "x", "about": "y " * 50}], "runs": [one.summarize() for one in list_runs()]}
-        other = tlkeras.train("linear_probe", {**options, "data.source": "all.csv", "head.C": 1.0})
+        listed = {"recipes": [{"name": "x", "about": "y " * 50}], "runs": [one.to_dict() for one in list_runs()]}
+        other = tlkeras.train("linear_probe", set={**options, "data.source": "all.csv", "head.C": 1.0})
         tlkeras.evaluate(other)
         compared = tlkeras.compare([run, other])
     return {
@@ -57,6 +57,7 @@ def figures(text: str) -> list[str]:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("command", ["predict", "check", "train", "evaluate", "compare", "ls"])
 def test_names_and_figures_are_whole(results, command, width, monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)  # xdist sets it
     results[command]()
     piped = capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", str(width))
@@ -72,6 +73,7 @@ def test_names_and_figures_are_whole(results, command, width, monkeypatch, capsy
 
 
 def test_a_pipe_gets_whole_paths(results, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     results["predict"]()
     assert PLACE in capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", "80")

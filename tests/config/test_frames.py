@@ -85,7 +85,9 @@ def test_a_frame_is_checked(workplace):
 def test_a_frame_is_a_source(workplace, monkeypatch):
     frame = make_frame()
     assert tlkeras.check(pyarrow.table({"path": list(map(str, frame.file)), "label": list(frame.kind)}), SMALL).classes
-    run = tlkeras.train("linear_probe", {**SMALL, "data.source": frame, "data.label": "kind"}, runs=workplace / "runs")
+    run = tlkeras.train(
+        "linear_probe", set={**SMALL, "data.source": frame, "data.label": "kind"}, runs=workplace / "runs"
+    )
     (workplace / "elsewhere").mkdir()
     monkeypatch.chdir(workplace / "elsewhere")
     assert tlkeras.evaluate(run).main.images and tlkeras.evaluate(run).rejected == 0

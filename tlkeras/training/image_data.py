@@ -137,6 +137,8 @@ def load_data(
 
 def resolve(data: Any, recipe: str | Path | Recipe | None, overrides: Mapping[str, Any] | None) -> Recipe:
     """The recipe that is meant by images and a recipe for them, by a recipe alone, or by images alone."""
+    if isinstance(recipe, Mapping):
+        raise RecipeError("The second argument is a recipe.", f"{recipe!r:.60}", "Values by key are named: set={...}.")
     if recipe is not None:
         return load_data(data).make_recipe(recipe, overrides)
     if isinstance(data, str | Path | Recipe):
