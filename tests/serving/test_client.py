@@ -229,6 +229,27 @@ def test_only_a_refused_image_is_unreadable(trained, status, body, code, said):
     assert said in done.output
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ([7.25], {"label": "7.25", "value": 7.25}),
+        ({"value": [0.5]}, {"label": "0.5", "value": 0.5}),
+        ({"age_value": [41.0], "mass_value": [2.5]}, {"label": "41, 2.5", "value": 41.0}),
+        (
+            {"kind_label": "cat", "kind_probabilities": [0.9, 0.1], "age_value": [3.0]},
+            {"label": "cat, 3", "probability": 0.9},
+        ),
+    ],
+)
+def test_numbers_are_predictions(trained, row, said):
+    image = next((trained.parent.parent / "photos/day").iterdir())
+    with answering(200, json.dumps({"predictions": [row]}).encode()) as url:
+        done = CliRunner().invoke(main, ["predict", "--url", url, str(image), "--json"])
+        shown = CliRunner().invoke(main, ["predict", "--url", url, str(image)])
+    assert done.exit_code == shown.exit_code == 0, done.output
+    assert said.items() <= json.loads(done.stdout)["predictions"][0].items() and said["label"] in shown.stdout
+
+
 def test_a_folder_is_listed_as_a_run_lists_it(rest, trained, tmp_path):
     image = Image.open(next((trained.parent.parent / "photos/day").iterdir()))
     exif = image.getexif()

@@ -231,13 +231,18 @@ def predict_remotely(url: str, images: Sequence[str | Path], *, timeout: float =
 def _make_prediction(path: str, outputs: JsonObject) -> ImagePrediction:
     """The prediction for an image; where there are several tasks, their labels and numbers one after the other."""
     names = sorted(name for name in outputs if name == "label" or name.endswith("_label"))
-    if not names:
+    alone = "serving_default" if len(outputs) == 1 else None  # REST does not name a signature's only output
+    found = [outputs[name] for name in sorted(outputs) if re.fullmatch("(.*_)?value", name) or name == alone]
+    values = [float(value) for one in found if np.size(one) == 1 for value in np.ravel(one)]
+    numbers = [f"{value:.6g}" for value in values]
+    if not names and not numbers:
         raise ServingError("The model's outputs have no label.", ", ".join(outputs), "Was it exported by tlkeras?")
+    if not names:
+        return ImagePrediction(path=path, label=", ".join(numbers), value=values[0])
     best = tuple(
         ClassProbability(str(outputs[name]), float(max(outputs[name.removesuffix("label") + "probabilities"])))
         for name in names
     )
-    numbers = [f"{float(np.ravel(outputs[name])[0]):.6g}" for name in sorted(outputs) if name.endswith("_value")]
     labels, probability = tuple(one.label for one in best), best[0].probability
     return ImagePrediction(
         path=path, label=", ".join([*labels, *numbers]), probability=probability, labels=labels, top=best
