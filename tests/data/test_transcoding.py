@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tlkeras.data import transcoding
+import tlkeras
+from tlkeras.data import png_store, transcoding
 from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import ImageError, InvalidImage, Rendering, check_header
 from tlkeras.data.inspection import read_header_and_digest
@@ -213,6 +216,45 @@ def test_alpha_is_composited_or_dropped(tmp_path, row):
 def test_what_the_decoder_reads_is_left_alone():
     for row in ("JPEG RGB", "PNG RGBA", "WEBP RGBA", "BMP RGB", "GIF P"):
         assert transcoding.to_decodable(CASES[row]()) == CASES[row]()
+
+
+def test_a_png_is_made_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path))
+    data, made = CASES["TIFF RGB"](), []
+    to_png = transcoding._to_png
+    monkeypatch.setattr(transcoding, "_to_png", lambda *given: made.append(1) or to_png(*given))
+    first = transcoding.to_decodable(data)
+    assert transcoding.to_decodable(data) == first and len(made) == 1
+    ((path, _),) = png_store.list_pngs()
+    path.write_bytes(path.read_bytes()[:-1])  # by a crash
+    assert transcoding.to_decodable(data) == first and len(made) == 2 and path.read_bytes() == first
+    transcoding.to_decodable(CASES["PPM L"](), keep=False)
+    assert [one for one, _ in png_store.list_pngs()] == [path]
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "file"))
+    assert transcoding.to_decodable(data) == first and len(made) == 4
+
+
+def test_pngs_that_are_used_least_make_room(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path))
+    files = [encode(paint("RGB", seed), "TIFF") for seed in range(4)]
+    size = len(transcoding.to_decodable(files[0]))
+    for data in files[1:]:
+        transcoding.to_decodable(data)
+    for at, (path, _) in enumerate(png_store.list_pngs()):
+        os.utime(path, (at, at))
+    transcoding.to_decodable(files[0])
+    assert png_store.prune_pngs(2.5 * size)[0] == 2 and len(png_store.list_pngs()) == 2
+    kept = {path.stem for path, _ in png_store.list_pngs()}
+    assert hashlib.sha256(files[0]).hexdigest() in kept
+    monkeypatch.setattr(png_store, "MAX_BYTES", 20 * size)
+    for seed in range(9, 40):
+        transcoding.to_decodable(encode(paint("RGB", seed), "TIFF"))
+    assert sum(status.st_size for _, status in png_store.list_pngs()) <= 21 * size
+    listed = tlkeras.list_cache()
+    assert listed.spaces[-1].key == "png" and listed.bytes == sum(s.st_size for _, s in png_store.list_pngs())
+    assert tlkeras.prune_cache(unused_days=1).bytes == 0
+    assert tlkeras.prune_cache(max_gb=0).bytes == listed.bytes and not png_store.list_pngs()
 
 
 def test_long_animations_are_cut_before_they_are_decoded():

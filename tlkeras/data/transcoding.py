@@ -8,27 +8,35 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from tlkeras.data.headers import MAX_PIXELS, ImageError, check_header, detect_format, open_image, read_image
+from tlkeras.data.png_store import keep_png
 
 _MOST_MEASURED = 500  # images
 _PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 
-def to_decodable(data: bytes, max_pixels: int = MAX_PIXELS) -> bytes:
-    """The bytes of an image if the decoder reads them, else its first frame or page as PNG; or an ImageError."""
+def to_decodable(data: bytes, max_pixels: int = MAX_PIXELS, *, keep: bool = True) -> bytes:
+    """The bytes of an image if the decoder reads them, else its first frame or page as PNG; or an ImageError.
+
+    The PNG is kept by the digest of the bytes, so that it is made once.
+    """
     header = check_header(data, max_pixels)
     if not header.transcoded:
         return data
+    return keep_png(data, lambda: _to_png(data, header.format)) if keep else _to_png(data, header.format)
+
+
+def _to_png(data: bytes, kind: str) -> bytes:
     try:
-        with open_image(data, header.format) as image:
+        with open_image(data, kind) as image:
             image.load()
             # TIFF and HEIC are turned by their readers; GIF and WebP are not turned, as nowhere else.
-            upright = ImageOps.exif_transpose(image) if header.format == "AVIF" else image
+            upright = ImageOps.exif_transpose(image) if kind == "AVIF" else image
             buffer = io.BytesIO()
             _to_png_mode(upright).save(buffer, "PNG", compress_level=1, icc_profile=None)
     except ImageError:
         raise
     except Exception as error:  # Pillow raises whatever its decoders meet
-        raise ImageError("damaged", f"its {header.format} pixels cannot be decoded ({error})") from None
+        raise ImageError("damaged", f"its {kind} pixels cannot be decoded ({error})") from None
     return buffer.getvalue()
 
 

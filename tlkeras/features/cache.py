@@ -22,12 +22,14 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from tlkeras.data.png_store import list_pngs, prune_pngs
 from tlkeras.errors import ResourceError
 from tlkeras.features.store import ActivationStore, count_rows
 from tlkeras.files import atomic_write, cache_folder
 from tlkeras.results import Result
 
 _FORMAT = 1
+_PNGS = {"backbone": "images made PNG", "shape": [], "dtype": ""}
 _WAY_OUT = "Free some with `tlkeras cache prune`, raise the budget, or set TLKERAS_CACHE to a larger disk."
 
 
@@ -218,13 +220,22 @@ def _format_bytes(count: int) -> str:
 
 
 def list_cache() -> CacheResult:
-    cache = ActivationCache()
+    cache, pngs = ActivationCache(), list_pngs()
     entries = cache.list_entries()
+    if pngs:
+        size, last = sum(status.st_size for _, status in pngs), pngs[-1][1].st_mtime
+        entries.append(CacheEntryInfo("png", _PNGS, len(pngs), size, last))
     return CacheResult(str(cache.root), sum(entry.bytes for entry in entries), tuple(entries))
 
 
 def prune_cache(*, max_gb: float | None = None, unused_days: float | None = None) -> PruneResult:
-    """Remove entries of the activation cache by size (least recently used first), by age, or both."""
-    max_bytes = None if max_gb is None else int(max_gb * 1e9)
-    removed = ActivationCache().prune(max_bytes, None if unused_days is None else unused_days * 86_400)
+    """Remove entries of the activation cache by size (least recently used first), by age, or both.
+
+    Images that were made PNG get the room that activations leave.
+    """
+    max_bytes, cache = None if max_gb is None else int(max_gb * 1e9), ActivationCache()
+    removed = cache.prune(max_bytes, None if unused_days is None else unused_days * 86_400)
+    room = math.inf if max_bytes is None else max_bytes - sum(entry.bytes for entry in cache.list_entries())
+    count, size = prune_pngs(room, 0.0 if unused_days is None else time.time() - unused_days * 86_400)
+    removed += [CacheEntryInfo("png", _PNGS, count, size, 0.0)] if count else []
     return PruneResult(tuple(removed), sum(entry.bytes for entry in removed))

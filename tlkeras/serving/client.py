@@ -83,7 +83,7 @@ class Client(AbstractContextManager["Client"]):
 
 def _transcode(data: bytes) -> bytes:
     known = detect_format(data) in SUPPORTED_FORMATS  # of others the server says why it refuses them
-    return to_decodable(data) if known else data
+    return to_decodable(data, keep=False) if known else data
 
 
 def _connect(url: str, timeout: float) -> _RestTransport | _GrpcTransport:
