@@ -198,3 +198,87 @@ def test_blocks_of_lite_end_at_its_bottlenecks():
     assert [block.shape for block in blocks][10:13] == [(14, 14, 112), (14, 14, 112), (7, 7, 192)]
     assert blocks[10].cut.name == "block5b_add"
     assert blocks[-1].name == "top"
+
+
+def nest(inner: keras.Model, *before: keras.Layer) -> keras.Model:
+    """A classifier around a model, as Keras' guides write it."""
+    inputs = keras.Input((8, 8, 3), name="pictures")
+    x = inputs
+    for layer in before:
+        x = layer(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(inner(x, training=False))
+    return keras.Model(inputs, layers.Dense(2, name="classes")(x), name="nested")
+
+
+def stack(inner: keras.Model, *before: keras.Layer) -> keras.Model:
+    after = [layers.GlobalAveragePooling2D(name="pool"), layers.Dense(2, name="classes")]
+    return keras.Sequential([keras.Input((8, 8, 3)), *before, inner, *after], name="stacked")
+
+
+AROUND = ["rescaling", *("stem_conv", "unit_add", "top_conv"), "pool", "classes"]
+
+
+@pytest.mark.parametrize("surround", [nest, stack])
+def test_a_model_within_a_model_has_its_cuts_and_blocks_found(surround, residual):
+    model = surround(residual, layers.Rescaling(0.1, name="rescaling"))
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    assert [cut.name for cut in find_cuts(model)] == AROUND
+    assert [cut.name for cut in find_cuts(model, nested=False)] == ["rescaling", "residual", "pool", "classes"]
+    top = layers.Dense(2, name="classes")(layers.GlobalAveragePooling2D(name="pool")(residual.output))
+    flat = [block.layers for block in find_blocks(keras.Model(residual.input, top))]
+    assert [block.layers for block in find_blocks(model)] == [("rescaling", *flat[0]), *flat[1:]]
+    assert sum(block.parameters for block in find_blocks(model)) == model.count_params()
+    for cut in ("stem_conv", "unit_add", "last"):
+        prefix, suffix = split(model, cut)
+        assert np.allclose(suffix(prefix(images)), model(images), atol=1e-6)
+        assert {id(one) for one in [*prefix.weights, *suffix.weights]} == {id(one) for one in model.weights}
+
+
+def test_models_within_models_within_models(residual):
+    model = nest(keras.Sequential([keras.Input((8, 8, 3)), residual]))
+    assert [cut.name for cut in find_cuts(model)][:3] == AROUND[1:4]
+
+
+def test_a_model_with_python_code_of_its_own_stays_closed(residual):
+    class Noisy(type(residual)):
+        def call(self, inputs, training=None, mask=None):
+            return super().call(inputs * 2, training, mask)
+
+    noisy = Noisy(residual.input, residual.output, name="noisy")
+    assert [cut.name for cut in find_cuts(nest(noisy))] == ["noisy", "pool", "classes"]
+
+
+def test_names_that_clash_within_are_refused(residual):
+    model = nest(residual, layers.ReLU(name="unit_relu"))
+    with pytest.raises(BackboneError, match=r"share a name.*Received: 'unit_relu' in nested. Rename one"):
+        find_cuts(model)
+
+
+def test_a_sequential_model_can_be_split():
+    model = keras.Sequential([keras.Input((4, 4, 3)), layers.Conv2D(2, 3, name="one"), layers.Conv2D(2, 2, name="two")])
+    images = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype("float32")
+    prefix, suffix = split(model, "one")
+    assert np.allclose(suffix(prefix(images)), model(images), atol=1e-6)
+
+
+def test_split_between_two_uses_of_a_layer():
+    shared = layers.Conv2D(3, 3, padding="same", name="shared")
+    inputs = keras.Input((4, 4, 3))
+    model = keras.Model(inputs, layers.Conv2D(2, 3, name="last")(shared(shared(inputs))))
+    images = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype("float32")
+    assert [cut.name for cut in find_cuts(model)] == ["shared", "shared:2", "last"]
+    for cut in ("shared", "shared:2"):
+        prefix, suffix = split(model, cut)
+        assert np.allclose(suffix(prefix(images)), model(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("pack", [lambda x: {"u": x}, lambda x: [x], lambda x: x], ids=["dict", "list", "tensor"])
+@pytest.mark.parametrize("cut", ["trunk", "last"])
+def test_split_keeps_the_structure_of_the_outputs(pack, cut):
+    inputs = keras.Input((4, 4, 3))
+    model = keras.Model(inputs, pack(convolve(convolve(inputs, 2, 3, "trunk"), 2, 1, "last")))
+    images = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype("float32")
+    prefix, suffix = split(model, cut)
+    found, expected = suffix(prefix(images)), model(images)
+    assert type(found) is type(expected)
+    keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)

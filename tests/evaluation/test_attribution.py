@@ -203,3 +203,26 @@ def test_every_backbone_is_explained(name):
 )
 def test_the_layer_of_each_family_is_the_one_people_expect(name, layer):
     assert find_layer(build_backbone(name, weights="none")).name == layer
+
+
+def test_maps_of_a_backbone_within_are_those_of_the_flat_model(images):
+    backbone = build_backbone("tiny", weights="none")
+    pool, dense = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, activation="softmax")
+    flat = keras.Model(backbone.input, dense(pool(backbone.output)))
+    inputs = keras.Input((32, 32, 3), dtype="uint8")
+    nested = keras.Model(inputs, dense(pool(backbone(inputs, training=False))))
+    stacked = keras.Sequential([keras.Input((32, 32, 3), dtype="uint8"), backbone, pool, dense])
+    classes = [0, 1, 2, 1, 0]
+    for method in METHODS:
+        expected = Explainer(flat).explain(images[:2], classes[:2], method)
+        for model in (nested, stacked):
+            explainer = Explainer(model)
+            assert explainer.layer == find_layer(model).name == "block3_out"
+            assert np.allclose(explainer.explain(images[:2], classes[:2], method), expected, atol=1e-5)
+
+
+def test_images_and_classes_may_be_tensors(model, images):
+    explainer, classes = Explainer(model), [0, 1, 2, 1, 0]
+    as_tensors = keras.ops.convert_to_tensor(images), keras.ops.convert_to_tensor(np.array(classes, np.int64))
+    assert np.array_equal(explainer.explain(*as_tensors), explainer.explain(images, classes))
+    assert np.array_equal(occlude(model, *(one[:1] for one in as_tensors)), occlude(model, images[:1], classes[:1]))

@@ -140,3 +140,14 @@ def test_each_block_has_its_share_of_the_rate():
 @pytest.mark.parametrize("name", finetuning.__all__)
 def test_what_the_package_offers_is_there(name):
     assert callable(getattr(finetuning, name))
+
+
+def test_a_backbone_within_two_models_and_one_behind_augmentation():
+    expected = list_names(group_layers(make_flat(build_backbone("tiny", weights="none"))))[:-1]
+    images = keras.Input((32, 32, 3))
+    inner = keras.Sequential([keras.Input((32, 32, 3)), build_backbone("tiny", weights="none")])
+    assert list_names(group_layers(keras.Model(images, add_head(inner(images)))))[:-1] == expected
+    augmentation = keras.Sequential([keras.Input((32, 32, 3)), layers.RandomFlip(), layers.RandomRotation(0.1)])
+    x = convolve(convolve(augmentation(images), "one"), "two")
+    groups = group_layers(keras.Model(images, layers.Dense(2, name="answer")(layers.Flatten()(x))))
+    assert list_names(groups) == [["one"], ["two"], ["answer"]]

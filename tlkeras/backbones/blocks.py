@@ -10,7 +10,16 @@ from typing import Any
 import keras
 from keras import layers
 
-from tlkeras.backbones.graph import Node, count_call, has_weights, is_encoder_block, is_named_by_keras, trace_calls
+from tlkeras.backbones.graph import (
+    Node,
+    continue_graph,
+    count_call,
+    has_weights,
+    is_encoder_block,
+    is_named_by_keras,
+    open_nested,
+    trace_calls,
+)
 from tlkeras.errors import BackboneError, suggest
 
 _MIXING = (layers.Conv2D, layers.SeparableConv2D, layers.Dense, layers.EinsumDense, keras.Model)
@@ -54,12 +63,15 @@ class Block:
         return self.cut.shape
 
 
-def find_cuts(model: keras.Model) -> list[CutPoint]:
+def find_cuts(model: keras.Model, *, nested: bool = True) -> list[CutPoint]:
     """Every tensor that alone carries all data, from input to output.
 
-    There is none after the first branch to an output, nor where an image has several rows, one for each orientation. A
-    BackboneError is raised for several inputs, or image sizes that are not fixed.
+    Those inside models that are layers of the model are found, too, and are tensors of `open_nested(model)`; without
+    `nested`, only those of the model's own graph. There is none after the first branch to an output, nor where an image
+    has several rows, one for each orientation. A BackboneError is raised for several inputs, or image sizes that are
+    not fixed.
     """
+    model = open_nested(model) if nested else model
     return [cut for cut, _ in _locate_cuts(model, trace_calls(model))]
 
 
@@ -82,22 +94,22 @@ def find_cut(model: keras.Model, cut: CutPoint | str | int) -> CutPoint:
 
 def split(model: keras.Model, cut: CutPoint | str | int) -> tuple[keras.Model, keras.Model]:
     """The models from the input to a cut and from there to the output, perhaps the identity; they share variables."""
-    tensor = find_cut(model, cut).tensor
-    prefix = keras.Model(model.input, tensor, name=f"{model.name}_prefix")
-    outputs = model.output
-    if tensor is outputs:  # Keras makes no model of no layers from a tensor in the middle of a graph
-        tensor = outputs = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
-    return prefix, keras.Model(tensor, outputs, name=f"{model.name}_suffix")
+    opened = open_nested(model)
+    tensor = find_cut(opened, cut).tensor
+    prefix = keras.Model(opened.input, tensor, name=f"{model.name}_prefix")
+    return prefix, continue_graph(opened, tensor, f"{model.name}_suffix")
 
 
 def find_blocks(model: keras.Model) -> list[Block]:
-    """The blocks of a model; each layer with weights is in exactly one. A model with several outputs has none.
+    """The blocks of a model, also inside models that are layers of it; each layer with weights is in exactly one.
 
     A block holds a spatial operation (a convolution with a window, depthwise ones included, or a merge of branches)
     and the layers that mix channels after it; it ends at the narrowest cut before the next spatial operation, the
     deepest where several are equally narrow. So a bottleneck, a residual or dense unit, an Inception module each become
-    one block. Layers behind the last narrow cut are a block of their own if one is a convolution or dense layer.
+    one block. Layers behind the last narrow cut are a block of their own if one is a convolution or dense layer. A
+    model with several outputs has none.
     """
+    model = open_nested(model)
     calls = trace_calls(model)
     located = _locate_cuts(model, calls)
     if not located or located[-1][1] != len(calls):

@@ -29,6 +29,7 @@ class Node:
     name: str
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
+    arguments: Any = None  # of the call, as Keras keeps them: `fill_in` puts other tensors in place of its own
 
 
 def trace_calls(model: keras.Model) -> list[Node]:
@@ -44,7 +45,7 @@ def trace_calls(model: keras.Model) -> list[Node]:
         name = node.operation.name
         uses[name] += 1
         numbered = name if uses[name] == 1 else f"{name}:{uses[name]}"
-        calls.append(Node(node.operation, numbered, tuple(node.input_tensors), tuple(node.outputs)))
+        calls.append(Node(node.operation, numbered, tuple(node.input_tensors), tuple(node.outputs), node.arguments))
     return calls
 
 
@@ -70,6 +71,62 @@ def number_kinds(class_names: Iterable[str]) -> Iterator[str]:
 def clone_graph(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
     """The outputs of a functional model's graph on other inputs, with `call(operation, *arguments)` for each use."""
     return model._run_through_graph(inputs, call_fn=call)
+
+
+def open_nested(model: keras.Model) -> keras.Model:
+    """The model with the layers of all functional models within it in place of these; it shares its variables.
+
+    A flat functional model is returned itself, of a built Sequential the graph inside. A BackboneError is raised for
+    other models, and where two layers share a name.
+    """
+    calls, graph = trace_calls(model), getattr(model, "_functional", None) or model
+    if not any(_find_graph(call.operation) for call in calls):
+        return graph
+
+    def call(operation: Any, *arguments: Any, **options: Any) -> Any:
+        inner = _find_graph(operation)
+        if inner is not None:
+            return clone_graph(inner, arguments[0], call)
+        options.pop("training", None)  # which the model around it decides, as Keras has it
+        return operation(*arguments, **options)
+
+    _check_names(model)
+    inputs = keras.tree.map_structure(lambda one: keras.Input(batch_shape=one.shape, dtype=one.dtype), graph.input)
+    return keras.Model(inputs, clone_graph(graph, inputs, call), name=model.name)
+
+
+def _find_graph(operation: Any) -> Any | None:
+    """The graph of a functional model that is a layer of another; None of all else, also of a `call` of its own."""
+    graph = getattr(operation, "_functional", None) or operation
+    is_plain = type(operation).call.__module__.startswith("keras.")
+    return graph if is_plain and isinstance(graph, keras.Model) and hasattr(graph, "_nodes_by_depth") else None
+
+
+def _check_names(model: keras.Model) -> None:
+    def walk(graph: keras.Model) -> Iterator[Any]:
+        for call in trace_calls(graph):
+            inner = _find_graph(call.operation)
+            yield from [call.operation] if inner is None else walk(inner)
+
+    different = {id(operation): operation.name for operation in walk(model)}
+    repeated = [name for name, count in Counter(different.values()).items() if count > 1]
+    if repeated:
+        rule = "Layers of the model and of the models within it share a name, so that they cannot stand in one graph."
+        way_out = f"Rename one of them: `model.get_layer({repeated[0]!r}).name = ...`."
+        raise BackboneError(rule, f"{', '.join(map(repr, repeated[:3]))} in {model.name}", way_out)
+
+
+def continue_graph(model: keras.Model, tensor: Any, name: str) -> keras.Model:
+    """The functional model from a tensor that alone carries all data to the outputs, perhaps the identity."""
+    start = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
+    known = {id(tensor): start}
+    for call in trace_calls(model):
+        # what lies before the tensor needs others; of a layer that is used twice, only the second use is repeated
+        if all(id(one) in known for one in call.inputs) and not any(id(one) in known for one in call.outputs):
+            arguments, options = call.arguments.fill_in(known)
+            outputs = keras.tree.flatten(call.operation(*arguments, **options))
+            known |= {id(one): output for one, output in zip(call.outputs, outputs, strict=True)}
+    return keras.Model(start, keras.tree.map_structure(lambda one: known[id(one)], model.output), name=name)
 
 
 def max_batch_size(model: keras.Model, most: int) -> int:

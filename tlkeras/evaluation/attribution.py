@@ -10,7 +10,7 @@ import tensorflow as tf
 from scipy.stats import spearmanr
 
 from tlkeras.backbones.blocks import CutPoint, find_cut, find_cuts, split
-from tlkeras.backbones.graph import clone_graph, has_weights, max_batch_size, run_in_parts, trace_calls
+from tlkeras.backbones.graph import has_weights, max_batch_size, open_nested, run_in_parts, trace_calls
 from tlkeras.errors import BackboneError, suggest
 from tlkeras.progress import progress_bar
 
@@ -68,6 +68,7 @@ class Explainer:
         """
         if method not in METHODS:
             raise BackboneError("Unknown attribution method.", repr(method), suggest(method, METHODS))
+        images, classes = np.asarray(images), np.asarray(classes, np.int64).tolist()
         if method == "occlusion":
             return _scale(np.maximum(occlude(self.model, images, classes, output=self.output), 0))
         maps = []
@@ -106,6 +107,7 @@ def find_layer(model: keras.Model) -> CutPoint:
     ConvNeXt. Where images are so small that no map is as large, the deepest of the largest ones. BackboneError if no
     layer has more than one position.
     """
+    model = open_nested(model)
     operations = {call.name: call.operation for call in trace_calls(model)}
     learned = _list_learned(model)
     maps = [cut for cut in find_cuts(model) if len(cut.shape) == 3 and min(cut.shape[:2]) > 1 and cut.name in learned]
@@ -150,6 +152,7 @@ def occlude(
         patch: Side of the square, pixels; a sixth of the image's by default.
         stride: Pixels between squares; half a square by default.
     """
+    images, classes = np.asarray(images), np.asarray(classes, np.int64).tolist()
     height, width = images.shape[1:3]
     patch = patch or max(2, min(height, width) // 6)
     stride = stride or max(1, patch // 2)
@@ -200,23 +203,6 @@ def check_sanity(
     finally:
         model.set_weights(saved)
     return found
-
-
-def open_nested(model: keras.Model) -> keras.Model:
-    """The model with the layers of all functional models within it in place of these; it shares its variables."""
-    if not any(isinstance(call.operation, keras.Model) for call in trace_calls(model)):
-        return model
-
-    def call(operation: Any, *arguments: Any, **options: Any) -> Any:
-        graph = getattr(operation, "_functional", None) or operation
-        if isinstance(graph, keras.Model) and hasattr(graph, "_nodes_by_depth"):
-            return clone_graph(graph, arguments[0], call)
-        options.pop("training", None)
-        return operation(*arguments, **options)
-
-    graph = getattr(model, "_functional", None) or model
-    inputs = keras.tree.map_structure(lambda one: keras.Input(batch_shape=one.shape, dtype=one.dtype), graph.input)
-    return keras.Model(inputs, clone_graph(graph, inputs, call), name=model.name)
 
 
 def find_scores(model: keras.Model, output: int) -> tuple[Any, bool]:

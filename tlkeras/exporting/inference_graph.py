@@ -80,7 +80,7 @@ def add_features(model: keras.Model, tasks: Sequence[Task]) -> tuple[keras.Model
             "Train the run again with this version of tlkeras.",
         )
     try:
-        vectors = [cut.tensor for cut in find_cuts(model) if len(cut.tensor.shape) == 2]
+        vectors = [cut.tensor for cut in find_cuts(model, nested=False) if len(cut.tensor.shape) == 2]
     except TlkerasError:
         vectors = []
     own = {id(output) for output in outputs}

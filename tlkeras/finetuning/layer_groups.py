@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import keras
 
 from tlkeras.backbones.blocks import Block, find_blocks, find_cuts
-from tlkeras.backbones.graph import Node, has_weights, trace_calls
+from tlkeras.backbones.graph import Node, has_weights, open_nested, trace_calls
 from tlkeras.errors import BackboneError, suggest
 
 
@@ -82,7 +82,7 @@ def _find_nested(calls: Sequence[Node]) -> Node | None:
 
 def _find_end(model: keras.Model, calls: Sequence[Node], head: Sequence[str] | None) -> keras.KerasTensor:
     """The output of the backbone in a flat graph."""
-    tensors = [cut.tensor for cut in find_cuts(model)]
+    tensors = [cut.tensor for cut in find_cuts(model, nested=False)]
     if head is None:
         found = [tensor for tensor in tensors if len(tensor.shape) > 2]
     else:
@@ -104,10 +104,11 @@ def _locate_layers(model: keras.Model, calls: Sequence[Node], names: Sequence[st
 
 
 def _make_blocks(below: keras.Model, backbone: keras.Model) -> tuple[LayerGroup, ...]:
-    calls = trace_calls(backbone)
+    opened = open_nested(backbone)
+    calls = trace_calls(opened)
     first = next((place for place, call in enumerate(calls) if has_weights(call)), 0)
     layers = {call.operation.name: call.operation for call in calls[first:] if isinstance(call.operation, keras.Layer)}
-    blocks = group_blocks(find_blocks(backbone), layers)
+    blocks = group_blocks(find_blocks(opened), layers)
     if backbone is not below:
         others = [call.operation for call in trace_calls(below) if has_weights(call)]
         before = tuple(layer for layer in others if layer is not backbone)
