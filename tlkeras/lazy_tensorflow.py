@@ -1,10 +1,14 @@
-"""Importing TensorFlow without the messages of its libraries."""
+"""Importing TensorFlow without the messages of its libraries, and on no other backend of Keras; names on first use."""
 
 import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+from tlkeras.errors import TlkerasError
 
 _seconds = 0.0
 
@@ -14,9 +18,10 @@ def import_tensorflow_quietly() -> None:
 
     Its libraries print a few lines before any setting can silence them. Errors are raised as usual. Later messages
     follow TF_CPP_MIN_LOG_LEVEL; unless the user has set it, it is set to 3, because TensorFlow logs the absence of a
-    GPU as an error.
+    GPU as an error. TlkerasError if Keras is to use another backend.
     """
     global _seconds
+    _refuse_backend("tlkeras", os.environ.get("KERAS_BACKEND") or "tensorflow")
     if "tensorflow" in sys.modules:
         return
     start = time.perf_counter()
@@ -25,6 +30,31 @@ def import_tensorflow_quietly() -> None:
         import keras  # noqa: F401
         import tensorflow  # noqa: F401
     _seconds += time.perf_counter() - start
+    check_backend("tlkeras")
+
+
+def check_backend(what: str) -> None:
+    """Raise a TlkerasError that names `what` unless Keras, which is imported, uses TensorFlow."""
+    import keras
+
+    _refuse_backend(what, keras.backend.backend())
+
+
+def _refuse_backend(what: str, backend: str) -> None:
+    if backend != "tensorflow":
+        way_out = "Set KERAS_BACKEND=tensorflow before Keras is imported."
+        raise TlkerasError(f"{what} needs the TensorFlow backend of Keras.", backend, way_out)
+
+
+def export_lazily(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose public names come from its modules, imported on first use."""
+
+    def find(name: str) -> Any:
+        if name in modules:
+            return getattr(import_module(f"{package}.{modules[name]}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find, lambda: sorted([*vars(sys.modules[package]), *modules])
 
 
 @contextlib.contextmanager

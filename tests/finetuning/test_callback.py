@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import keras
 import numpy as np
@@ -406,6 +406,220 @@ def test_an_unknown_name_to_monitor():
     schedule = Schedule((stage("head"),), minimise=False)
     with pytest.raises(TlkerasError, match=r"Received: 'acuracy'. Did you mean 'accuracy'\?"):
         fit(make_model(), GradualUnfreezing(schedule, monitor="acuracy"))
+
+
+LONG = Schedule((stage("head", epochs=2), stage("top", 1, epochs=2), stage("more", 2)), minimise=True, keep="last")
+OPTIMIZERS = {
+    "adam": keras.optimizers.Adam,
+    "adamw": lambda: keras.optimizers.AdamW(weight_decay=0.01, use_ema=True, global_clipnorm=1.0),
+    "nadam": keras.optimizers.Nadam,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "nested", "epochs"),
+    [
+        ("adamw", True, [3]),
+        pytest.param("adam", False, [1, 3, 4], marks=pytest.mark.slow),
+        pytest.param("nadam", True, [1, 3, 4], marks=pytest.mark.slow),
+    ],
+)
+def test_a_model_that_is_saved_whole_while_blocks_are_frozen_keeps_its_optimizer(kind, nested, epochs, tmp_path):
+    def make():
+        return make_model(connect_dense, nested, scale_learning_rates(OPTIMIZERS[kind]()))
+
+    whole = make()
+    fit(whole, callback := GradualUnfreezing(LONG, "loss"), keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"))
+    for epoch in epochs:
+        loaded = keras.saving.load_model(tmp_path / f"{epoch}.keras")
+        loaded.run_eagerly = True
+        history = callback.history[:epoch]
+        fit(loaded, GradualUnfreezing(LONG, "loss", history=history), initial_epoch=epoch)
+        assert all(map(np.array_equal, whole.get_weights(), loaded.get_weights())), epoch
+        assert int(loaded.optimizer.iterations) == 5 * 2
+
+
+def test_a_state_that_no_schedule_takes_up_is_not_dropped_without_a_word(tmp_path):
+    model = make_model(connect_dense)
+    fit(model, GradualUnfreezing(Schedule((stage("head"), stage("top", 1)), minimise=True), "loss"))
+    set_trainable(group_layers(model), 0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    with pytest.warns(UserWarning, match=r"state that adam.* was saved with is dropped"):
+        fit(loaded)
+
+
+def test_lost_moments_are_refused(tmp_path):
+    """As of a plain optimizer, which Keras saves and does not load."""
+    schedule = Schedule((Stage("top", 1, 0.01, epochs=3, backbone_lr_multiplier=1.0),), minimise=True)
+    model = make_model(optimizer=keras.optimizers.Adam())
+    fit(model, callback := GradualUnfreezing(schedule, "loss"), epochs=1)
+    fresh = make_model(optimizer=keras.optimizers.Adam())
+    fresh.set_weights(model.get_weights())
+    with pytest.raises(
+        TlkerasError, match=r"moments are lost. Received: 1 epochs of history.*scale_learning_rates.*load"
+    ):
+        fit(fresh, GradualUnfreezing(schedule, "loss", history=callback.history), initial_epoch=1)
+
+
+class Crash(keras.callbacks.Callback):
+    """Ends a fit as a signal does, at the end of an epoch or within it."""
+
+    def __init__(self, epoch, within=False):
+        super().__init__()
+        self.at, self.within, self.epoch = epoch, within, 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.within and self.epoch == self.at:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("epoch", "first", "within"),
+    [
+        (3, True, False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in product([2, 4], *[[False, True]] * 2)),
+    ],
+)
+def test_after_a_crash_the_same_program_ends_with_the_same_bits(epoch, first, within, tmp_path):
+    """The second stage begins with the weights of the second epoch, and its own last one is not the best."""
+    values = [3, 1, 2, 0.5, 0.7, 0.6]
+    schedule = Schedule((stage("head", epochs=3), stage("top", 1, epochs=2), stage("all", 3)), minimise=True)
+
+    def run(folder, *crash):
+        model = make_model(connect_dense)
+        backup = keras.callbacks.BackupAndRestore(folder / "backup")
+        unfreezing = GradualUnfreezing(schedule, "quality", history=folder / "schedule")
+        both = [backup, unfreezing] if first else [unfreezing, backup]
+        fit(model, Claim(values), *both, *crash)
+        return model, unfreezing
+
+    whole, callback = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", Crash(epoch, within))
+    again, resumed = run(tmp_path / "killed")
+    assert callback.history == resumed.history == values
+    assert all(map(np.array_equal, whole.get_weights(), again.get_weights()))
+    assert all(map(np.array_equal, read_state(whole), read_state(again)))
+    assert len(list((tmp_path / "killed/schedule").iterdir())) <= 3
+
+
+def read_state(model: keras.Model) -> list[np.ndarray]:
+    return [np.array(variable) for variable in model.optimizer.variables]
+
+
+def test_a_crash_between_two_callbacks_leaves_the_history_an_epoch_ahead(tmp_path):
+    """The backup is then of the epoch before, whose best weights are still there."""
+    schedule = Schedule((stage("head", epochs=4),), minimise=True)
+
+    def run(*more):
+        model = make_model(connect_dense)
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        unfreezing = GradualUnfreezing(schedule, "quality", history=str(tmp_path / "schedule"))
+        fit(model, Claim([2, 3, 1, 4]), unfreezing, *more, backup)
+        return model.get_weights()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Crash(2))
+    resumed = run()
+    whole = make_model(connect_dense)
+    fit(whole, Claim([2, 3, 1, 4]), GradualUnfreezing(schedule, "quality"))
+    assert all(map(np.array_equal, whole.get_weights(), resumed))
+
+
+def test_a_folder_of_another_history_is_refused(tmp_path):
+    schedule = Schedule((stage("head", epochs=3),), minimise=True)
+    model = make_model()
+    fit(model, GradualUnfreezing(schedule, "loss", history=tmp_path), epochs=1)
+    with pytest.raises(TlkerasError, match=r"history of another value. Received: 'loss' for 'val_loss'"):
+        fit(model, GradualUnfreezing(schedule, history=tmp_path), initial_epoch=1)
+    with pytest.raises(TlkerasError, match=r"Received: 1 values in .*history.json at epoch 2. Resume with the folder"):
+        fit(model, GradualUnfreezing(schedule, "loss", history=tmp_path), initial_epoch=2)
+
+
+def test_whatever_ends_a_fit_leaves_plain_layers():
+    model = make_model(traced=True)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, GradualUnfreezing(Schedule((stage("head"),), minimise=True), "loss"), Crash(0))
+    assert not any("call" in vars(layer) for layer in model.layers)
+    for layer in model.layers:
+        layer.trainable = True
+    model.compile("sgd", "categorical_crossentropy")
+    before = read(model)
+    fit(model)
+    assert {"a_bn/moving_mean", "b_bn/moving_mean"} <= list_moved(before, read(model))
+
+
+def test_a_fit_afterwards_trains_what_layers_then_say():
+    """Without compiling again: the function of the last stage is not used any more."""
+    model = make_model(traced=True)
+    fit(model, GradualUnfreezing(Schedule((stage("head"),), minimise=True), "loss"))
+    drop = model.get_layer("b_drop")
+    seen = []
+    plain = drop.call
+    drop.call = lambda x, training=None: (seen.append(training), plain(x, training=training))[1]
+    fit(model)
+    assert seen == [True]
+
+
+class SetRate(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.optimizer.learning_rate = 1e-5
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_rate_that_another_callback_sets_is_refused_where_it_would_be_lost(place):
+    callbacks = [GradualUnfreezing(Schedule((Stage("head", 0, 0.01, epochs=2),), minimise=True), "loss")]
+    callbacks.insert(place, SetRate())
+    with pytest.raises(
+        TlkerasError, match=r"Another callback set the learning rate, .* 'head'.* Received: 1e-05 in place"
+    ):
+        fit(make_model(), *callbacks)
+
+
+def test_several_steps_per_execution_need_a_constant_rate():
+    model = make_model(traced=True)
+    model.compile(model.optimizer, "categorical_crossentropy", steps_per_execution=2)
+    fit(model, GradualUnfreezing(Schedule((stage("head"),), minimise=True), "loss"))
+    with pytest.raises(TlkerasError, match=r"rate per step, not per 2 steps: compile with 1"):
+        fit(model, GradualUnfreezing(Schedule((Stage("head", 0, 0.01, epochs=1),), minimise=True), "loss"))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "minimise", "sentence"),
+    [
+        ("val_accuracy", True, "'val_accuracy' should rise: give Schedule minimise=False"),
+        ("recall", True, "'recall' should rise"),
+        ("val_loss", False, "'val_loss' should fall: give Schedule minimise=True"),
+    ],
+)
+def test_the_direction_of_what_is_monitored(monitor, minimise, sentence):
+    def make():
+        model, metrics = make_model(), ["accuracy", keras.metrics.Recall(name="recall")]
+        model.compile(model.optimizer, "categorical_crossentropy", metrics=metrics, run_eagerly=True)
+        return model
+
+    data, model = {"validation_data": (IMAGES, TARGETS)}, make()
+    with pytest.raises(TlkerasError, match=sentence):
+        fit(model, GradualUnfreezing(Schedule((stage("head"),), minimise=minimise), monitor), **data)
+    fit(model, GradualUnfreezing(Schedule((stage("head"),), minimise=not minimise), monitor), **data)
+
+
+def test_statistics_are_taken_from_the_batches_of_fit():
+    schedule = Schedule((Stage("top", 1, 0.01, epochs=1, batch_norm="reestimate"),), minimise=True, keep="last")
+    results = []
+    for batches in ([IMAGES], tf.data.Dataset.from_tensor_slices((IMAGES, TARGETS)).batch(8)):
+        model = make_model()
+        fit(model, GradualUnfreezing(schedule, "loss", batches=batches))
+        results.append(model.get_weights())
+    assert all(map(np.array_equal, *results))
 
 
 def test_more_blocks_than_there_are():

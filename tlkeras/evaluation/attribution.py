@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from tlkeras.backbones.blocks import CutPoint, find_cut, find_cuts, split
 from tlkeras.backbones.graph import has_weights, max_batch_size, open_nested, run_in_parts, trace_calls
 from tlkeras.errors import BackboneError, suggest
+from tlkeras.lazy_tensorflow import check_backend
 from tlkeras.progress import progress_bar
 
 AttributionMethod = Literal["grad_cam", "grad_cam++", "occlusion"]
@@ -43,6 +44,7 @@ class Explainer:
     """
 
     def __init__(self, model: keras.Model, output: int = 0, layer: str | None = None):
+        check_backend("Explainer")
         self.model, self.output = model, output
         opened = open_nested(model)
         scores, self._may_be_probabilities = find_scores(opened, output)

@@ -4,8 +4,7 @@ What programs of your own need is here by name, each usable alone on any functio
 does not import TensorFlow, using a name of it does.
 """
 
-from importlib import import_module
-from typing import Any
+from tlkeras.lazy_tensorflow import export_lazily
 
 _MODULES = {
     "ConvMuon": "optimizers",
@@ -22,13 +21,4 @@ _MODULES = {
     "unfreeze": "freezing",
 }
 __all__ = list(_MODULES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULES])
+__getattr__, __dir__ = export_lazily(__name__, _MODULES)

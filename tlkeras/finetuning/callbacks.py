@@ -11,11 +11,14 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.errors import TlkerasError, suggest
-from tlkeras.finetuning.freezing import recompute_batch_norm_statistics, run_in_inference
+from tlkeras.finetuning.callback_checks import changes_by_step, find_problems
+from tlkeras.finetuning.freezing import calling, recompute_batch_norm_statistics, take_forced
+from tlkeras.finetuning.history import HistoryFolder
 from tlkeras.finetuning.layer_groups import Groups, group_layers
 from tlkeras.finetuning.optimizers import build_on, find_scaled
 from tlkeras.finetuning.schedule import Schedule, Stage, StagePosition
 from tlkeras.finetuning.unfreezing import ActiveStage, list_trainable
+from tlkeras.lazy_tensorflow import check_backend
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +34,22 @@ class GradualUnfreezing(keras.callbacks.Callback):
         model.fit(train, validation_data=held_out, epochs=schedule.max_epochs, callbacks=[GradualUnfreezing(schedule)])
 
     The state of an epoch follows from the history alone and is applied at its start, so that a resumed `fit` continues
-    where the first one stopped: give it `initial_epoch` and the history until then. The optimizer is built once on all
-    variables that any stage trains; its moments and its count of steps outlive the stages. When training ends the
-    layers act again as Keras has them; what the last stage froze stays frozen.
+    where the first one stopped. With a folder as `history` and a `keras.callbacks.BackupAndRestore` beside it, the same
+    program started again after a crash does so by itself; else give it `initial_epoch` and the history until then. The
+    optimizer is built once on all variables that any stage trains; its moments and its count of steps outlive the
+    stages. Frozen layers act as in inference in the steps of `fit` alone, whatever ends it; they stay frozen.
+
+    In stages whose rate changes from step to step (warm-up, and the cosine, which is the default) no other callback can
+    set it, and a step is a call: `steps_per_execution` is 1.
 
     Args:
         schedule: The stages; their learning rates replace that of the optimizer.
         monitor: What the schedule follows, a name in Keras' logs. Without validation data every stage needs a length.
-        history: Its value in every epoch that is already behind the model.
+        history: Its value in every epoch that is already behind the model, or a folder that keeps it, and the best
+            weights, on disk; of the folder as many epochs are read as are behind the model.
         baseline: Its value before any training, where it is known.
         head: Names of the head's layers, see `group_layers`.
-        batches: Images [n, h, w, c] in batches, for stages that re-estimate batch norm.
+        batches: Images [n, h, w, c] in batches, or tuples that begin with them, for stages that re-estimate batch norm.
         best_weights: Those of the best epoch of `history`, from `model.get_weights()`, if that is not the last one.
 
     The attributes `history`, NaN where an epoch was not measured, and `best_weights` go on as it trains.
@@ -55,67 +63,75 @@ class GradualUnfreezing(keras.callbacks.Callback):
         schedule: Schedule,
         monitor: str = "val_loss",
         *,
-        history: Sequence[float] = (),
+        history: Sequence[float] | str | Path = (),
         baseline: float | None = None,
         head: Sequence[str] | None = None,
         batches: Iterable[Any] | None = None,
         best_weights: Sequence[np.ndarray] | None = None,
     ):
+        check_backend("GradualUnfreezing")
         super().__init__()
         self.schedule, self.monitor = schedule, monitor
-        self.history, self.baseline, self.best_weights = list(history), baseline, best_weights
+        self._folder = HistoryFolder(history, monitor) if isinstance(history, str | Path) else None
+        self.history = [] if isinstance(history, str | Path) else list(history)
+        self.baseline, self.best_weights = baseline, best_weights
         self._head = head
         self._batches: Any = batches
+        self._resumed = False  # whether the first epoch of this fit has begun
         self._applied: int | None = None  # index of the stage
+        self._last_rate: float | None = None  # that this callback set
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Build the optimizer, and apply the first stage; a TlkerasError names all reasons why that cannot be."""
+        """Build the optimizer; a TlkerasError names all reasons why the schedule cannot run."""
         self._groups = group_layers(self.model, self._head)
-        position = self._locate()
-        if problems := list(self._find_problems(position)):
+        problems = list(find_problems(self.schedule, self.model, len(self._groups.blocks), self.monitor, self.params))
+        if self._batches is None:
+            names = [stage.name for stage in self.schedule.stages if stage.batch_norm == "reestimate"]
+            problems += [f"stage {name!r} re-estimates batch norm: give it batches." for name in names]
+        if problems := [*problems, *([] if self._folder else self._find_problems_of_history())]:
             raise TlkerasError.from_problems("The schedule cannot run:", problems)
         ever = {id(variable) for variable in list_trainable(self._groups, self.schedule.stages)}
+        take_forced(self.model.layers)
         variables = [variable for variable in self.model.weights if id(variable) in ever]
-        self.model.optimizer = build_on(self.model.optimizer, variables)
-        if self._find_best() == len(self.history) - 1:
-            self.best_weights = self.model.get_weights()
-        self._applied = None
-        self._start_stage(position)
+        self.model.optimizer = build_on(self.model.optimizer, variables, self.model.weights)
+        self._applied, self._resumed = None, False
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Apply the stage of the epoch; TlkerasError if the history is not that of the epochs before."""
+        if not self._resumed:
+            self._resume(epoch)
         if epoch != len(self.history):
             raise TlkerasError(
                 "The history does not hold the monitored value of every epoch before this one.",
                 f"{len(self.history)} values at epoch {epoch}",
-                "Resume with `initial_epoch=len(history)`.",
+                "Resume with `initial_epoch=len(history)`, or give history a folder that keeps it.",
             )
         self._start_stage(self._locate())
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Set the rate of a step, in stages in which it changes from step to step."""
-        if _changes_by_step(self._stage):
-            self.model.optimizer.learning_rate = self._rate(batch)
+        """Set the rate of a step, in stages in which it changes from step to step; TlkerasError if another did."""
+        if changes_by_step(self._stage):
+            if batch == 0:
+                self._check_rate()
+            self._set_rate(batch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Add to the history, keep and restore the best weights, end the run when its schedule is over."""
         logs = {} if logs is None else logs
         logs["stage"] = self._position.stage + 1
         logs["learning_rate"] = float(np.asarray(self.model.optimizer.learning_rate))
+        before = self._find_best()
         self.history.append(self._read_monitor(logs))
         if self._find_best() == epoch:
-            self.best_weights = self.model.get_weights()
-        best = self.schedule.restores(self.history, self.baseline)
-        if best not in (None, epoch):
-            self.model.set_weights(self.best_weights)
-            if scaled := find_scaled(self.model.optimizer):
-                scaled.restart_averages()
-            logger.info("The weights of epoch %d are restored, the best so far.", best + 1)
+            self._keep_weights()
+        if self._folder:
+            self._folder.write(self.history)
+            self._folder.keep([self._find_best(), before])  # the weights of `fit` may be an epoch behind
+        self._restore_best()
         self.model.stop_training = self.model.stop_training or self._locate() is None
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        for layer in self.model._flatten_layers(include_self=False):
-            run_in_inference(layer, False)
+        self.model.train_function = None  # else a further fit would go on with that of the last stage
 
     @property
     def _stage(self) -> Stage:
@@ -127,28 +143,46 @@ class GradualUnfreezing(keras.callbacks.Callback):
     def _find_best(self) -> int | None:
         return self.schedule.best_epoch(self.history, self.baseline) if self.schedule.keep == "best" else None
 
-    def _find_problems(self, position: StagePosition | None) -> Iterator[str]:
-        """What would go wrong later, a sentence each."""
-        if position is None:
+    def _find_problems_of_history(self) -> Iterator[str]:
+        if self._locate() is None:
             yield f"the run is over after the {len(self.history)} epochs of the history."
         if self._find_best() not in (None, len(self.history) - 1) and self.best_weights is None:
             yield "the best epoch of the history is not its last: give its weights as best_weights."
-        optimizer, total = self.model.optimizer, len(self._groups.blocks)
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        if isinstance(inner, keras.optimizers.MultiOptimizer) or not isinstance(inner.learning_rate, keras.Variable):
-            yield f"the learning rate of {inner.name} cannot be set: give it a number."
-        scaled = find_scaled(optimizer) is not None
-        if not scaled and getattr(inner, "use_ema", False):
-            yield f"{inner.name} with use_ema averages frozen weights too: compile with scale_learning_rates(...)."
-        for stage in self.schedule.stages:
-            if not scaled and not set(stage.multipliers(total)) <= {0.0, 1.0}:
-                yield f"stage {stage.name!r} has rates per block: compile with scale_learning_rates({inner.name})."
-            if stage.unfreeze == "auto":
-                yield f"stage {stage.name!r} takes its rates from gradients, which only `tlkeras train` does."
-            if stage.batch_norm == "reestimate" and self._batches is None:
-                yield f"stage {stage.name!r} re-estimates batch norm: give it batches."
-            if _changes_by_step(stage) and not self.params.get("steps"):
-                yield f"stage {stage.name!r} has a rate per step: give fit steps_per_epoch."
+
+    def _resume(self, epoch: int) -> None:
+        """Take up the history before an epoch, once all callbacks have begun and the model has its weights."""
+        self._resumed = True
+        if self._folder:
+            self.history = self._folder.read(epoch)
+            if (best := self._find_best()) is not None:
+                self.best_weights = self._folder.read_weights(best)
+            if problems := list(self._find_problems_of_history()):
+                raise TlkerasError.from_problems("The schedule cannot run:", problems)
+            self._restore_best()
+        if self.history and not int(self.model.optimizer.iterations):
+            raise TlkerasError(
+                "The optimizer has taken no step, but epochs are behind the model: its moments are lost.",
+                f"{len(self.history)} epochs of history",
+                "Keras drops them from a model that is saved while blocks are frozen. Compile with "
+                "scale_learning_rates(...), which keeps them; or save weights alone, and before load_weights compile "
+                "and call `model.optimizer.build(model.trainable_variables)`.",
+            )
+        if self._find_best() == len(self.history) - 1:
+            self._keep_weights()
+
+    def _restore_best(self) -> None:
+        """Go back to the weights of the best epoch where the schedule does, at the end of a stage."""
+        best = self.schedule.restores(self.history, self.baseline)
+        if best not in (None, len(self.history) - 1):
+            self.model.set_weights(self.best_weights)
+            if scaled := find_scaled(self.model.optimizer):
+                scaled.restart_averages()
+            logger.info("The weights of epoch %d are restored, the best so far.", best + 1)
+
+    def _keep_weights(self) -> None:
+        self.best_weights = self.model.get_weights()
+        if self._folder:
+            self._folder.write_weights(len(self.history) - 1, self.best_weights)
 
     def _start_stage(self, position: StagePosition | None) -> None:
         """Apply the stage of an epoch, unless it is the one applied before."""
@@ -162,16 +196,38 @@ class GradualUnfreezing(keras.callbacks.Callback):
             forward, layers = lambda images: self.model(images, training=False), active.layers
             recompute_batch_norm_statistics(forward, layers, self._batches)
         active.apply_rates(optimizer)
-        optimizer.learning_rate = self._rate(0)
-        self.model.make_train_function(force=True)
+        self._set_rate(0)
+        self._make_train_function()
         if any(getattr(variable, "regularizer", None) for variable in self.model.weights):
             self.model.make_test_function(force=True)  # Keras adds the penalties of what trains to the loss
         total, weights = len(self._groups.blocks), sum(math.prod(one.shape) for one in self.model.trainable_variables)
         facts = (stage.name, stage.count_blocks(total), total, f"{weights:,}", stage.learning_rate)
         logger.info("Stage %s: the head and %d of %d blocks train, %s weights; learning rate %g.", *facts)
 
-    def _rate(self, step: int) -> float:
-        return self.schedule.rate(self._position, step, self.params.get("steps") or 1)
+    def _make_train_function(self) -> None:
+        """A training function within which alone frozen layers act as in inference."""
+        forced = take_forced(self.model.layers)
+        self.model.make_train_function(force=True)
+        step = self.model.train_function
+
+        def run_step(iterator: Any) -> Any:
+            with calling(forced):
+                return step(iterator)
+
+        self.model.train_function = run_step
+
+    def _set_rate(self, step: int) -> None:
+        self._last_rate = self.schedule.rate(self._position, step, self.params.get("steps") or 1)
+        self.model.optimizer.learning_rate = self._last_rate
+
+    def _check_rate(self) -> None:
+        found = np.float32(self.model.optimizer.learning_rate)
+        if self._last_rate is not None and found != np.float32(self._last_rate):
+            raise TlkerasError(
+                f"Another callback set the learning rate, which stage {self._stage.name!r} sets at every step.",
+                f"{found:g} in place of {self._last_rate:g}",
+                "Give the stage decay='constant' and no warmup, or leave that callback out.",
+            )
 
     def _read_monitor(self, logs: dict[str, Any]) -> float:
         if self.monitor in logs:
@@ -183,10 +239,6 @@ class GradualUnfreezing(keras.callbacks.Callback):
         raise TlkerasError(
             "The monitored value is not in Keras' logs.", repr(self.monitor), suggest(self.monitor, logs)
         )
-
-
-def _changes_by_step(stage: Stage) -> bool:
-    return stage.decays or stage.warmup > 0
 
 
 class TensorBoardLogger(keras.callbacks.Callback):

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tlkeras.errors import TlkerasError
 from tlkeras.finetuning.schedule import BatchNorm
+from tlkeras.lazy_tensorflow import check_backend
 
 
 def freeze(layers: Iterable[keras.Layer]) -> None:
@@ -41,6 +42,11 @@ def run_in_inference(layer: keras.Layer, on: bool) -> None:
     vars(layer).pop("call", None)
     if on and "training" in inspect.signature(layer.call).parameters:
         vars(layer)["call"] = _fix_training(layer.call, False)
+
+
+def take_forced(layers: Iterable[keras.Layer]) -> list[tuple[keras.Layer, Callable[..., Any]]]:
+    """The layers that act as in inference, with the call that forces them, for `calling`; they act plainly then."""
+    return [(part, vars(part).pop("call")) for part in _list_parts(layers) if runs_in_inference(part)]
 
 
 def runs_in_inference(layer: keras.Layer) -> bool:
@@ -74,21 +80,24 @@ def recompute_batch_norm_statistics(
     Every layer is measured in the same pass, on inputs that the layers before it have normalised by their batch. The
     variance is the mean of the batches' variances plus the variance of their means, as over one large batch.
     `forward` runs the network on a batch [n, ...], in inference mode, and must reach each batch norm among the layers:
-    these alone act as in training. Examples count the same in batches of any size. TlkerasError if there is no batch.
+    these alone act as in training. Of batches (images, targets, ...), as `fit` takes them, only the images are read.
+    Examples count the same in batches of any size. TlkerasError if there is no batch.
 
     Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, section 3 (precise batch norm).
     """
+    check_backend("recompute_batch_norm_statistics")
     norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
     means, squares, count = [0.0] * len(norms), [0.0] * len(norms), 0
     with _measuring(norms):
         run = tf.function(forward, jit_compile=False, reduce_retracing=True)
         for batch in batches:
-            run(tf.convert_to_tensor(batch))
-            count += len(batch)
+            images = tf.convert_to_tensor(batch[0] if isinstance(batch, tuple) else batch)
+            run(images)
+            count += len(images)
             for index, norm in enumerate(norms):
                 mean = norm.moving_mean.numpy().astype(np.float64)
-                means[index] += len(batch) * mean
-                squares[index] += len(batch) * (norm.moving_variance.numpy().astype(np.float64) + mean**2)
+                means[index] += len(images) * mean
+                squares[index] += len(images) * (norm.moving_variance.numpy().astype(np.float64) + mean**2)
     if not count:
         raise TlkerasError("There are no batches to recompute the statistics of batch norm from.")
     for norm, mean, square in zip(norms, means, squares, strict=True):

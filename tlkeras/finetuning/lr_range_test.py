@@ -17,6 +17,7 @@ from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 from tlkeras import progress
 from tlkeras.errors import DataError, TlkerasError
+from tlkeras.lazy_tensorflow import check_backend
 
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
 _FEWEST_STEPS = 20
@@ -51,6 +52,7 @@ def find_learning_rate(
     `tf.data.Dataset`; they are repeated where they are fewer than the steps. The rates are evenly apart on a
     logarithmic scale, up to the highest unless the loss diverges before.
     """
+    check_backend("find_learning_rate")
     _check_model(model)
     read = _make_reader(batches)
     with _preserving_randomness():

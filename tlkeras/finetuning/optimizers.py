@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ import tensorflow as tf
 from keras import ops
 
 from tlkeras.errors import TlkerasError, suggest
+from tlkeras.lazy_tensorflow import check_backend
 
 _WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
 _OPTIMIZERS = [
@@ -75,18 +77,24 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
 
     A multiplier scales the step itself, as parameter groups do in PyTorch; a scaled gradient would change nothing
     under Adam. Decoupled weight decay is scaled alike. With every multiplier at 1 the numbers are those of the plain
-    optimizer, bit for bit; at 0 the variable and its slots stay as they are, whatever the gradient.
+    optimizer, bit for bit but in traced steps of RMSprop and Adagrad, where the last bit may differ; at 0 the variable
+    and its slots stay as they are, whatever the gradient.
 
     The bias of moments that began at 0 is corrected by how often their own variable was moved, as in PyTorch: Keras
     corrects by the steps of the run, and the first ones of a variable unfrozen late would be up to six times too long.
 
     Multipliers and counts are variables of the optimizer, float32 [variables it is built on]: they change without a
     new trace and are saved with it. An optimizer built on all variables can be applied to any part of them.
+
+    Keras loads a model with its optimizer built on what trains, and drops the state of one that was built on more, as
+    it is of a model saved while blocks are frozen. Here that state is kept until `build_on` finds its variables.
     """
 
     _multipliers: Any = None  # a variable, once built
     _counts: Any = None  # a variable, once built: how often each variable was moved
     _given: Mapping[str, float] = {}
+    _loaded: Sequence[np.ndarray] | None = None  # a state of more variables than it is built on
+    _loaded_paths: Sequence[str] = ()  # of the variables that it was built on when it was saved, if known
     _present: Any = None  # within a step: by index, multipliers and counts of the variables that it updates
     _factor: Any = None  # while one variable is updated: its multiplier
     _count: Any = None  # while one variable is updated: its count
@@ -133,7 +141,10 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
             return
         super().build(list(variables))
         self.add_counts(0)
-        self.set_multipliers(self._given)
+        given, own = self._given, {variable.path for variable in variables}
+        away = set(self._loaded_paths) - own  # in a saved model they may have been frozen since
+        self.set_multipliers({path: multiplier for path, multiplier in given.items() if path not in away})
+        self._given = given
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         with self._scaled_for(variable) as multiplier:
@@ -149,19 +160,54 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
     def assign_sub(self, variable: Any, value: Any) -> None:
         super().assign_sub(variable, self._cancel_at_zero(value))
 
+    def load_own_variables(self, store: Any) -> None:
+        """Set the state, or keep one of another number of variables."""
+        self._loaded = None
+        if len(store.keys()) == len(self.variables):
+            super().load_own_variables(store)
+        else:
+            self._loaded = tuple(np.array(store[str(index)]) for index in range(len(store.keys())))
+
+    def take_state(self, other: ScaledOptimizer, variables: Sequence[keras.Variable], named: Sequence[Any]) -> None:
+        """Build on the variables that the state kept by another belongs to, and set it.
+
+        They are those of `named` with the paths that it was saved with, else `variables`; TlkerasError if these do not
+        fit.
+        """
+        by_path, paths = {variable.path: variable for variable in named}, other._loaded_paths
+        is_found = len(by_path) == len(named) and paths and by_path.keys() >= set(paths)
+        self.build([by_path[path] for path in paths] if is_found else list(variables))
+        shapes, values = [tuple(variable.shape) for variable in self.variables], other._loaded or ()
+        if shapes != [value.shape for value in values]:
+            raise TlkerasError(
+                "The state of the optimizer that was loaded belongs to other variables.",
+                f"{len(values)} values for {len(shapes)} variables of {self.name}",
+                "Resume with the schedule and the model that it was saved with.",
+            )
+        for variable, value in zip(self.variables, values, strict=True):
+            variable.assign(value)
+
     def get_config(self) -> dict[str, Any]:
-        """The configuration of the plain optimizer, and the multipliers."""
-        return {**super().get_config(), "multipliers": dict(self._given)}
+        """The configuration of the plain optimizer, the multipliers, and the variables that it is built on."""
+        built = self.built and self._loaded is None
+        paths = [variable.path for variable in self._trainable_variables] if built else list(self._loaded_paths)
+        return {**super().get_config(), "multipliers": dict(self._given), "built_on": paths}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> ScaledOptimizer:
         """An optimizer that is not yet built."""
-        plain = {name: value for name, value in config.items() if name != "multipliers"}
+        plain = {name: value for name, value in config.items() if name not in ("multipliers", "built_on")}
         optimizer = super().from_config(plain, custom_objects)
         optimizer.set_multipliers(config.get("multipliers", {}))
+        optimizer._loaded_paths = config.get("built_on", ())
         return optimizer
 
     def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
+        if self._loaded is not None:
+            warnings.warn(
+                f"The state that {self.name} was saved with is dropped: it has other variables.", stacklevel=2
+            )
+            self._loaded = None
         # to unstack is one operation, where indexing would take three for each
         multipliers, counts = tf.unstack(self._multipliers.value), tf.unstack(self._counts.value)
         indices = [self._get_variable_index(variable) for variable in trainable_variables]
@@ -260,8 +306,10 @@ def scale_learning_rates(
     """The same optimizer, now also a `ScaledOptimizer`: with a learning-rate multiplier per variable.
 
     It may be any of Keras or of your own; rate, slots and exclusions from weight decay stay. Multipliers are as for
-    `ScaledOptimizer.set_multipliers`. TlkerasError if it wraps others, or a multiplier is invalid.
+    `ScaledOptimizer.set_multipliers`. TlkerasError if it wraps others, a multiplier is invalid, or Keras does not use
+    TensorFlow.
     """
+    check_backend("scale_learning_rates")
     optimizer = keras.optimizers.get(optimizer)
     if isinstance(optimizer, _WRAPPERS):
         rule = "An optimizer that wraps others has no rates of its own to scale."
@@ -281,21 +329,28 @@ def find_scaled(optimizer: keras.optimizers.Optimizer) -> ScaledOptimizer | None
     return inner if isinstance(inner, ScaledOptimizer) else None
 
 
-def build_on(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> keras.optimizers.Optimizer:
+def build_on(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable], named: Sequence[keras.Variable] = ()
+) -> keras.optimizers.Optimizer:
     """The optimizer built on at least these variables, a new one of the same kind if it was built on fewer.
 
+    A state that was loaded and that it could not take is set, see `ScaledOptimizer`; it may be of any of those `named`.
     TlkerasError if it was built on fewer and has taken steps, so that its moments would be lost.
     """
     known = {id(variable) for variable in optimizer._trainable_variables}
     missing = [variable.path for variable in variables if id(variable) not in known]
-    if optimizer.built and missing:
+    scaled = find_scaled(optimizer)
+    has_state = scaled is not None and scaled._loaded is not None
+    if optimizer.built and (missing or has_state):
         if int(optimizer.iterations):
             raise TlkerasError(
                 "The optimizer was not built on every variable that a stage trains.",
-                f"{optimizer.name}, which has taken steps without {missing[0]!r}",
+                f"{optimizer.name}, which has taken steps without {(missing or ['those loaded'])[0]!r}",
                 "Compile the model with a new optimizer, while all of its layers are trainable.",
             )
         optimizer = type(optimizer).from_config(optimizer.get_config())
+        if has_state and (renewed := find_scaled(optimizer)):
+            renewed.take_state(cast(ScaledOptimizer, scaled), variables, named)
     if not optimizer.built:
         optimizer.build(list(variables))
     return optimizer
