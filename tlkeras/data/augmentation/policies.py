@@ -41,7 +41,11 @@ class AugmentationPolicy:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def apply(self, image: tf.Tensor, number: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """One view, uint8 [h, w, 3]: orientations by `number`, modulo the size, or draws by `seed`, int [2], alone."""
+        """One view, uint8 [h, w, 3]: orientations by `number`, modulo the size, or draws by `seed`, int [2], alone.
+
+        TlkerasError unless the image is uint8.
+        """
+        check_pixels(image)
         if self.size is not None:
             return apply_dihedral(image, number % self.size)
         numbers = 1 + 3 * max(map(len, self.chains))
@@ -111,6 +115,15 @@ POLICIES: Mapping[str, Callable[..., AugmentationPolicy]] = {
     "rand_augment": rand_augment,
     "trivial_augment": trivial_augment,
 }
+
+
+def check_pixels(images: tf.Tensor) -> None:
+    """Raise a TlkerasError unless images are uint8: of floats nobody knows whether they end at 1 or at 255."""
+    if images.dtype not in ("uint8", tf.uint8):
+        dtype = getattr(images.dtype, "name", images.dtype)
+        way_out = "Augment before pixels are scaled, or cast them: keras.ops.cast(images, 'uint8')."
+        raise TlkerasError("Augmentation takes uint8 images, 0 to 255.", f"{dtype}", way_out)
+
 
 _FLIPS = {"horizontal": ["horizontal"], "vertical": ["vertical"], "both": ["horizontal", "vertical"]}
 _BOTH_AXES = {"shear": ["shear_x", "shear_y"], "translate": ["translate_x", "translate_y"]}
