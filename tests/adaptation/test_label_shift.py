@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import log_loss
 
 from tlkeras.adaptation.adversarial import AdaptationOptions
@@ -117,3 +119,17 @@ def test_deep_methods_weigh_classes_and_know_it():
     assert shares[None, "none"] == pytest.approx(0.1, abs=0.03) and shares["balanced", "none"] > 0.18
     assert shares["balanced", "likelihood"] == pytest.approx(0.1, abs=0.03)
     assert losses["balanced", "likelihood"] < min(0.18, losses["balanced", "none"] - 0.05)
+
+
+def test_a_domain_head_is_an_estimator_of_scikit_learn():
+    options = AdaptationOptions(epochs=1)
+    head = DomainAdaptedHead("coral", LinearHead, 7, options=options, scored=False)
+    copied = clone(head.set_params(components=5))
+    assert copied.get_params(deep=False).keys() == head.get_params(deep=False).keys()
+    assert (copied.method, copied.make, copied.components, copied.options) == ("coral", LinearHead, 5, options)
+    for ask in (head.predict, head.predict_proba, lambda X: head.to_layers()):
+        with pytest.raises(NotFittedError):
+            ask(np.ones((2, 3)))
+    X, y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
+    X[:, 0] += 4 * y
+    assert copied.fit(X, y, target=X + 1).score(X + 1, y) > 0.9

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy.optimize import nnls
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
 
 from tlkeras.adaptation import alignment, model_selection
 from tlkeras.adaptation.adversarial import AdaptationOptions, AdaptedHead
@@ -87,8 +89,10 @@ def reweight_priors(probabilities: np.ndarray, prior: np.ndarray, other: np.ndar
     return scaled / np.maximum(scaled.sum(axis=1, keepdims=True), _TINY)
 
 
-class DomainAdaptedHead:
+class DomainAdaptedHead(ClassifierMixin, BaseEstimator):
     """A head adapted to a target domain by an aligner before it, or by a deep method in its place.
+
+    As a scikit-learn estimator it is fitted with the target's features, `fit(X, y, target=T)`, and predicts the target.
 
     Args:
         method: One of `METHODS`.
@@ -120,7 +124,7 @@ class DomainAdaptedHead:
         if method not in METHODS:
             raise RecipeError(f"Unknown method {method!r}.", way_out=suggest(method, METHODS))
         self.method, self.make, self.components = method, make, components
-        self.correction, self.options, self.scored = correction, options or AdaptationOptions(), scored
+        self.correction, self.options, self.scored = correction, options, scored
 
     def fit(
         self,
@@ -145,7 +149,7 @@ class DomainAdaptedHead:
         self._aligner: Aligner | None = None
         self._head: Any
         if self.method in ADAPTATIONS:
-            options = replace(self.options, method=ADAPTATIONS[self.method])
+            options = replace(self.options or AdaptationOptions(), method=ADAPTATIONS[self.method])
             self._head = AdaptedHead(options).fit(X, y, target, sample_weight)
         else:
             self._aligner = ALIGNERS[self.method](self.components).fit(X, y, target=target)
@@ -172,16 +176,19 @@ class DomainAdaptedHead:
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Probabilities of target rows (rows, k)."""
+        check_is_fitted(self, "classes_")
         predictions = self.predict_domain(X, "target")
         return predictions if self.priors_ is None else reweight_priors(predictions, *self.priors_).astype(np.float32)
 
     def predict_domain(self, X: np.ndarray, domain: Domain) -> np.ndarray:
         """Probabilities of rows of a domain (rows, k), under the class priors of the source."""
+        check_is_fitted(self, "classes_")
         return self._head.predict_proba(X if self._aligner is None else self._aligner.transform(X, domain))
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """The most probable class of each target row."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        chosen = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[chosen]
 
     def to_layers(self) -> list[keras.layers.Layer]:
         """The layers from target features to probabilities; a correction is in the bias of the logits.
@@ -189,6 +196,7 @@ class DomainAdaptedHead:
         Raises:
             DataError: There is a correction, and the head's logits do not come from a dense layer.
         """
+        check_is_fitted(self, "classes_")
         layers = [*([] if self._aligner is None else self._aligner.to_layers()), *self._head.to_layers()]
         if self.priors_ is not None:
             source, target = self.priors_

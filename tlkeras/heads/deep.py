@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -115,6 +115,29 @@ class KerasHead(BaseHead):
 
     def _predict_proba(self, X: np.ndarray) -> np.ndarray:
         return self.model_.predict(X, batch_size=_PREDICTED, verbose=0)
+
+    def decision_function(self, X: np.ndarray) -> np.ndarray:
+        """Logits, (n, k); for two classes their difference, (n,), as scikit-learn has it."""
+        import keras
+
+        check_is_fitted(self)
+        logits = keras.Model(self.model_.inputs, self.model_.get_layer("logits").output)
+        return self.link_.decision_function(logits.predict(self._validate(X), batch_size=_PREDICTED, verbose=0))
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The parameters by name; if deep, also those of the fit, as `fitting__epochs`."""
+        of_fit = {f"fitting__{name}": value for name, value in self.fitting} if deep else {}
+        return {**super().get_params(deep), **of_fit}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, those of the fit in a copy; ValueError if one is unknown or cannot be used."""
+        prefix = "fitting__"
+        of_fit = {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
+        super().set_params(**{name: value for name, value in params.items() if not name.startswith(prefix)})
+        if of_fit:
+            plain = {name: value.item() if hasattr(value, "item") else value for name, value in of_fit.items()}
+            self.fitting = type(self.fitting)(**{**dict(self.fitting), **plain})
+        return self
 
     def to_layers(self) -> list[keras.layers.Layer]:
         check_is_fitted(self)
