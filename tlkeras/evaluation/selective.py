@@ -9,6 +9,7 @@ from tlkeras.results import Result
 from tlkeras.runs.predictions import Predictions
 
 _POINTS = 60
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,22 @@ def conformal_prediction_sets(predictions: Predictions, calibration: Predictions
     Wasserman, JASA 2019). Weights are not used. RunError if alpha is not between 0 and 1, or there are no calibration
     images.
     """
+    threshold = find_conformal_threshold(calibration, alpha)
+    within = np.asarray(predictions.probabilities, np.float64) >= threshold
+    sizes = within.sum(axis=1)
+    return ConformalResult(
+        alpha=alpha,
+        threshold=max(threshold + _ROUNDING, 0.0),
+        coverage=float(within[np.arange(len(predictions)), predictions.targets].mean()),
+        mean_size=float(sizes.mean()),
+        single=float((sizes == 1).mean()),
+        empty=float((sizes == 0).mean()),
+        sizes=np.bincount(sizes).tolist(),
+    )
+
+
+def find_conformal_threshold(calibration: Predictions, alpha: float) -> float:
+    """The probability from which on a class is in a conformal set; arguments and errors as in the sets."""
     if not 0 < alpha < 1:
         raise RunError("The error rate of conformal sets is not between 0 and 1.", alpha)
     count = len(calibration)
@@ -116,17 +133,7 @@ def conformal_prediction_sets(predictions: Predictions, calibration: Predictions
     scores = np.sort(1 - known[np.arange(count), calibration.targets])
     rank = int(np.ceil((count + 1) * (1 - alpha) - 1e-9))
     quantile = scores[rank - 1] if rank <= count else 1.0
-    within = np.asarray(predictions.probabilities, np.float64) >= 1 - quantile - 1e-12
-    sizes = within.sum(axis=1)
-    return ConformalResult(
-        alpha=alpha,
-        threshold=float(max(1 - quantile, 0.0)),
-        coverage=float(within[np.arange(len(predictions)), predictions.targets].mean()),
-        mean_size=float(sizes.mean()),
-        single=float((sizes == 1).mean()),
-        empty=float((sizes == 0).mean()),
-        sizes=np.bincount(sizes).tolist(),
-    )
+    return float(1 - quantile - _ROUNDING)
 
 
 def conformal_label_sets(
