@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tlkeras.data.splits import assign_splits, check_splits, classes_missing_from_test, subsample
+from tlkeras.data.splits import assign_splits, check_splits, classes_missing_from_test, split_images, subsample
 from tlkeras.data.tasks import MultiLabelTask
 from tlkeras.errors import DataError
 
@@ -236,3 +236,20 @@ def test_rare_classes_are_trained_on_first(make_dataset, sizes, grouped):
         for number, size in enumerate(np.bincount(dataset.targets["label"])):
             held = set(dataset.split[dataset.targets["label"] == number])
             assert held == {"train", *["test"][: int(size > 1)], *["validation"][: int(size > 2)]}
+
+
+def test_splits_of_plain_lists():
+    keys, labels = [f"{number}.png" for number in range(60)], ["cat", "dog", "emu"] * 20
+    groups = [str(number // 6) for number in range(60)]
+    splits = split_images(keys, labels, validation=0.2, test=0.3, seed=1)
+    assert splits.dtype.kind == "U" and len(splits) == 60
+    assert 12 <= np.count_nonzero(splits == "test") <= 24
+    assert all(len(set(splits[first::3])) == 3 for first in range(3))  # every class is in every split
+    more = split_images([*keys, "60.png"], [*labels, "cat"], validation=0.2, test=0.3, seed=1)
+    assert np.count_nonzero(more[:60] != splits) <= 1
+    grouped = split_images(keys, np.array([0, 1, 2] * 20), groups, seed=1)
+    assert all(len(set(grouped[first : first + 6])) == 1 for first in range(0, 60, 6))
+    several = split_images(keys, np.random.default_rng(0).integers(0, 2, (60, 4)), seed=1)
+    assert set(several) == {"train", "validation", "test"}
+    with pytest.raises(DataError, match=r"not of the same images. Received: 60 keys, targets \(59,\), groups None"):
+        split_images(keys, labels[:-1])

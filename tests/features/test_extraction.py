@@ -14,6 +14,8 @@ import pytest
 from keras import layers
 from PIL import Image
 
+from tlkeras.backbones.blocks import split
+from tlkeras.backbones.builder import build_backbone
 from tlkeras.data.augmentation.policies import make_policy
 from tlkeras.data.augmentation.views import IDENTITY_VIEW, AugmentedView, digest_to_seed, draw_views, number_views
 from tlkeras.data.headers import Rendering
@@ -355,3 +357,40 @@ def test_a_failed_extraction_frees_the_space(extractor, tmp_path):
     with pytest.raises(ResourceError, match="budget"):
         extract(extractor, draw(tmp_path, 2), FACTS, cache=small)
     assert len(cache.prune(max_bytes=0)) == 1
+
+
+def make_own_model(seed=0):
+    """As users write it: a backbone within a model, and the part of it up to a cut."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((32, 32, 3))
+    outputs = build_backbone("tiny", weights="none")(keras.layers.Identity()(inputs), training=False)
+    return split(keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(outputs)), "block2_out")[0]
+
+
+def test_features_of_a_model_of_ones_own_are_cached_by_content(workplace, monkeypatch):
+    model, paths = make_own_model(), sorted(Path("photos").rglob("*.png"))
+    cache = ActivationCache(workplace / "cache")
+    found = extraction.extract(model, paths, cache=cache)
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths]).astype(np.float32)
+    np.testing.assert_allclose(found, model(pixels), atol=0.02, rtol=0.01)
+
+    def refuse(*_):
+        raise AssertionError("computed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "make_engine", refuse)
+        assert np.array_equal(extraction.extract(make_own_model(), paths[::-1], cache=cache), found[::-1])
+        with pytest.raises(AssertionError, match="computed again"):
+            extraction.extract(make_own_model(seed=1), paths, cache=cache)
+
+
+def test_files_and_models_that_cannot_be_used(workplace):
+    extract, model = extraction.extract, make_own_model()
+    (workplace / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    with pytest.raises(DataError, match=r"do not exist. Received: 'none.png', and 0 more"):
+        extract(model, ["none.png"])
+    with pytest.raises(DataError, match=r"cannot be read:\n  .*broken.png"):
+        extract(model, ["broken.png"])
+    inputs = keras.Input((None, None, 3))
+    with pytest.raises(TlkerasError, match=r"fixed size to one tensor.*None"):
+        extract(keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs)), ["broken.png"])

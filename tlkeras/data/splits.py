@@ -2,12 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from tlkeras.data.tables import Dataset
-from tlkeras.data.tasks import Task
+from tlkeras.data.tasks import Task, make_task
 from tlkeras.errors import DataError, list_some
 
 SPLIT_WORDS = {
@@ -52,6 +54,42 @@ def assign_splits(dataset: Dataset, validation: float, test: float, seed: int, t
     pool = np.flatnonzero(splits == "train")
     splits[pool] = _divide(dataset.take(pool), shares, seed, tolerance)
     return splits
+
+
+def split_images(
+    keys: Sequence[str],
+    targets: np.ndarray | Sequence[Any],
+    groups: Sequence[str] | None = None,
+    validation: float = 0.2,
+    test: float = 0.2,
+    seed: int = 0,
+) -> np.ndarray:
+    """The split of each image, "train", "validation" or "test", str [n], as `assign_splits` makes them.
+
+    An image keeps its split when others are added. DataError as there, or if the arrays do not fit each other.
+
+    Args:
+        keys: A name of each image that stays the same, such as its path.
+        targets: Class of each, (n,), or 1 for each label that it has and 0 else, (n, k).
+        groups: Of each, such as the patient; never divided between splits; "" for none.
+
+    >>> splits = split_images([f"{number}.png" for number in range(100)], ["cat", "dog"] * 50, test=0.1)
+    >>> sorted(set(splits.tolist()))
+    ['test', 'train', 'validation']
+    """
+    y, names = np.asarray(targets), list(map(str, keys))
+    if y.ndim not in (1, 2) or len(y) != len(names) or (groups is not None and len(groups) != len(names)):
+        received = f"{len(names)} keys, targets {y.shape}, groups {None if groups is None else len(groups)}"
+        raise DataError("Keys, targets and groups are not of the same images.", received)
+    if y.ndim == 2:
+        task, targets = make_task("label", list(map(str, range(y.shape[1]))), "|"), y.astype(np.int8)
+    else:
+        values, targets = np.unique(y, return_inverse=True)
+        task = make_task("label", list(map(str, values.tolist())))
+    dataset = replace(Dataset.of_files(names, [""] * len(names)), tasks=(task,), targets={"label": np.asarray(targets)})
+    if groups is not None:
+        dataset = replace(dataset, groups=np.array(list(map(str, groups)), object))
+    return assign_splits(dataset, validation, test, seed).astype(str)
 
 
 def subsample(dataset: Dataset, limit: int, seed: int) -> Dataset:

@@ -5,22 +5,26 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
 from tlkeras.backbones.blocks import Block, find_cut
+from tlkeras.backbones.graph import open_nested
 from tlkeras.backbones.weights import fingerprint
 from tlkeras.data import decoding
 from tlkeras.data.augmentation.views import IDENTITY_VIEW, AugmentedView, digest_to_seed, make_all_views_fn
-from tlkeras.data.headers import InvalidImage, to_printable
+from tlkeras.data.headers import InvalidImage, Look, to_printable
 from tlkeras.data.pipeline import make_image_dataset, read_error
 from tlkeras.data.tables import Dataset
-from tlkeras.errors import TlkerasError
+from tlkeras.errors import DataError, TlkerasError, list_some
 from tlkeras.features.cache import ActivationCache, Namespace
 from tlkeras.features.engines import Engine, EngineBatch, EngineOutput, make_engine
 from tlkeras.features.store import ActivationStore
+from tlkeras.files import sha256
 from tlkeras.progress import progress_bar
 
 BATCH_SIZE = 32
@@ -215,6 +219,46 @@ def extract_activations(
         reused, seconds = int(np.count_nonzero(~missing.any(axis=1))), time.monotonic() - started
         kept = np.flatnonzero(found)
         return Activations(tuple(outputs), kept, rejected, used, computed, reused, seconds, stack.pop_all())
+
+
+def extract(
+    model: keras.Model,
+    images: Sequence[str | PathLike[str]],
+    *,
+    cache: ActivationCache | None = None,
+    engine: str = "auto",
+    dtype: str = "float16",
+    resize: Look = "stretch",
+) -> np.ndarray:
+    """Activations of image files at the output of a model of one's own, [n, ...], in their order.
+
+        prefix, suffix = tlkeras.backbones.split(model, "block_12_add")
+        features = tlkeras.features.extract(prefix, paths)
+
+    They are cached by the bytes of the files and all that decides the model's output, weights included: only what is
+    missing is computed. DataError if files cannot be read, or are not found.
+
+    Args:
+        model: From RGB images of a fixed size [n, size, size, 3], 0 to 255, to one tensor; with one input.
+        cache: That of the user by default, see `tlkeras cache`.
+        engine: "auto", or one of `make_engine`.
+        dtype: "float16" or "float32", as cached.
+        resize: How images become squares: "stretch", "crop" or "pad".
+    """
+    graph = open_nested(model)
+    shape = tuple(graph.inputs[0].shape)
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1 or shape[1:] != (shape[1], shape[1], 3) or shape[1] is None:
+        rule = "Features are extracted by models from square RGB images of a fixed size to one tensor."
+        raise TlkerasError(rule, f"{len(graph.outputs)} outputs of inputs {shape}", "Build the model with a size.")
+    paths = [fspath(path) for path in images]
+    if missing := [path for path in paths if not Path(path).is_file()]:
+        raise DataError("Some image files do not exist.", f"{missing[0]!r}, and {len(missing) - 1} more")
+    dataset = Dataset.of_files(paths, list(map(sha256, paths)), resize)
+    facts, cache = [{"backbone": "own", "model": fingerprint(graph)}], cache or ActivationCache()
+    with extract_activations(graph, dataset, facts, cache=cache, engine=engine, dtype=dtype) as found:
+        if problems := [f"{to_printable(bad.path)}: {bad.reason}" for bad in found.rejected]:
+            raise DataError.from_problems("Some image files cannot be read:", list_some(problems))
+        return np.asarray(found.outputs[0])
 
 
 def count_cache_misses(
