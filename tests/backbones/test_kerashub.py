@@ -152,7 +152,11 @@ def test_two_models_share_no_weights(save, tmp_path):
 def test_sizes(save):
     free, fixed = save("resnet")[0], save("vit")[0]
     assert build_backbone(free, size=64, weights="preset").output_shape == (None, 8, 8, 64)
+    assert build_backbone(free, size=(32, 64), weights="preset").output_shape == (None, 4, 8, 64)
+    assert build_backbone(fixed, size=(32, 64), weights="none").output_shape == (None, 4, 8, 16)
     assert find_backbone(fixed).default_size == 32
+    with pytest.raises(BackboneError, match="KerasHub cannot load.*Give the size that the preset was made for"):
+        build_backbone(fixed, size=(32, 64), weights="preset")
     with pytest.raises(BackboneError, match="KerasHub cannot load"):
         build_backbone(fixed, size=64, weights="preset")
     with pytest.raises(BackboneError, match="at least 32 x 32"):

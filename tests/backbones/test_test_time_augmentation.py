@@ -90,5 +90,5 @@ def test_parts_give_what_the_whole_gives():
 
 
 def test_a_cut_without_a_map_is_refused():
-    with pytest.raises(BackboneError, match=r"square feature map.*features gives 8.*test_time"):
+    with pytest.raises(BackboneError, match=r"needs a feature map.*features gives 8.*test_time"):
         add_test_time_augmentation(make_network(), "features", 8)

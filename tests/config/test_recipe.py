@@ -121,7 +121,7 @@ def test_all_problems_at_once_with_lines_and_nearest_names(write):
         ("deep", 1, "unknown key 'deep'"),
         ("linear", 3, "unknown key 'linear'"),
         ("data.deep", 1, "unknown key 'data.deep'"),
-        ("backbone.size", 100_000, "less than or equal to 4096"),
+        ("backbone.size", 100_000, "of 1 to 4096 pixels each. Received: 100000."),
         ("features.batch_size", 8, "unknown key 'features.batch_size'"),
     ],
 )

@@ -12,7 +12,7 @@ import skimage.data
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from tlkeras.data.decoding import RESIZE_MODES, decode, decode_file, resize_to_square
+from tlkeras.data.decoding import RESIZE_MODES, decode, decode_file, resize_image
 from tlkeras.data.headers import ImageError
 from tlkeras.errors import DataError
 
@@ -202,17 +202,74 @@ def test_orientation_is_found_among_segments(encode, make_exif, colours, segment
 
 def test_resize_by_hand():
     pixels = np.array([[[0], [10], [20], [30]], [[2], [12], [22], [35]]], np.uint8)
-    np.testing.assert_array_equal(resize_to_square(pixels, 2, "stretch")[:, :, 0], [[5, 25], [7, 28]])
-    np.testing.assert_array_equal(resize_to_square(pixels, 2, "crop")[:, :, 0], [[10, 20], [12, 22]])
+    np.testing.assert_array_equal(resize_image(pixels, [2, 2], "stretch")[:, :, 0], [[5, 25], [7, 28]])
+    np.testing.assert_array_equal(resize_image(pixels, [2, 2], "crop")[:, :, 0], [[10, 20], [12, 22]])
     padded = np.zeros((4, 4), int)
     padded[1:3] = pixels[:, :, 0]
-    np.testing.assert_array_equal(resize_to_square(pixels, 4, "pad")[:, :, 0], padded)
+    np.testing.assert_array_equal(resize_image(pixels, [4, 4], "pad")[:, :, 0], padded)
+
+
+@pytest.mark.parametrize(
+    ("target", "resize", "expected"),
+    [
+        ((2, 1), "stretch", [[12], [44]]),  # means of the upper and of the lower half: 96 / 8 and 350 / 8
+        ((1, 2), "crop", [[23, 30]]),  # rows 1 and 2 are twice as wide as high: 92 / 4 and 120 / 4
+        ((2, 1), "crop", [[12], [43]]),  # columns 1 and 2: 47 / 4 and 172 / 4
+        ((2, 8), "pad", [[0, 0, 0, 13, 11, 0, 0, 0], [0, 0, 0, 41, 46, 0, 0, 0]]),  # 51, 45, 164 and 185 over 4
+        ((7, 1), "pad", [[0], [0], [0], [28], [0], [0], [0]]),  # 446 / 16
+    ],
+)
+def test_resize_to_other_shapes_by_hand(target, resize, expected):
+    pixels = np.array([[0, 1, 2, 3], [40, 10, 34, 6], [20, 22, 30, 50], [60, 62, 58, 48]], np.uint8)
+    np.testing.assert_array_equal(resize_image(pixels[:, :, None], target, resize)[:, :, 0], expected)
+
+
+def test_bars_are_alike_on_both_sides():
+    pixels = np.arange(1, 17, dtype=np.uint8).reshape(4, 4, 1)
+    np.testing.assert_array_equal(
+        resize_image(pixels, (4, 8), "pad")[:, :, 0], np.pad(pixels[:, :, 0], [(0, 0), (2, 2)])
+    )
+    inner = resize_image(pixels, (3, 4), "stretch")[:, :, 0]  # bars of 1.5 rows, and one row less of the image
+    np.testing.assert_array_equal(resize_image(pixels, (7, 4), "pad")[:, :, 0], np.pad(inner, [(2, 2), (0, 0)]))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("resize", RESIZE_MODES)
+def test_orientation_turns_images_that_are_not_square(encode, make_exif, resize, orientation):
+    photograph = skimage.data.chelsea()[:120, :191]
+    found = run(encode(photograph, "JPEG", quality=95, exif=make_exif(orientation)), (24, 40), resize)
+    stored = (40, 24) if orientation > 4 else (24, 40)
+    plain = run(encode(photograph, "JPEG", quality=95), stored, resize)
+    np.testing.assert_array_equal(found, turn_by_hand(plain, orientation))
+
+
+@pytest.mark.parametrize("size", [(24, 40), (40, 24), (17, 96)])
+def test_an_image_of_the_shape_of_the_size_is_seen_whole(encode, size):
+    """All three ways are then one, and Pillow's box filter gives the same."""
+    height, width = size
+    photograph = Image.fromarray(skimage.data.chelsea()).resize((3 * width, 3 * height))
+    seen = [run(encode(photograph), size, resize) for resize in RESIZE_MODES]
+    assert seen[0].shape == (height, width, 3)
+    for other in seen[1:]:
+        np.testing.assert_array_equal(other, seen[0])
+    expected = np.asarray(photograph.resize((width, height), Image.Resampling.BOX)).astype(int)
+    assert np.abs(seen[0] - expected).max() <= 1
+
+
+@pytest.mark.parametrize("ratio", [2, 4, 8])
+@pytest.mark.parametrize(("resize", "shape"), [("crop", (24, 40)), ("pad", (24, 40)), ("stretch", (24, 40))])
+def test_no_pixels_are_lost_inside_the_transform_of_other_shapes(encode, resize, shape, ratio):
+    """A JPEG is shrunk only so far that the result never has to be enlarged again."""
+    photograph = Image.fromarray(skimage.data.chelsea()).resize((40 * ratio, 36 * ratio))
+    data = encode(photograph, "JPEG", quality=95)
+    whole = resize_image(np.asarray(Image.open(io.BytesIO(data))), shape, resize).numpy().astype(int)
+    assert np.abs(run(data, shape, resize) - whole).mean() < 4
 
 
 def test_shrinking_averages_fine_patterns():
     board = (np.indices((512, 512)).sum(axis=0) % 2 * 255).astype(np.uint8)[:, :, None]
-    assert np.unique(resize_to_square(board, 64, "stretch")).tolist() == [128]
-    stripes = resize_to_square(board[:509, :509], 224, "stretch").numpy().astype(int)
+    assert np.unique(resize_image(board, [64, 64], "stretch")).tolist() == [128]
+    stripes = resize_image(board[:509, :509], [224, 224], "stretch").numpy().astype(int)
     # a cell holds 509/224 = 2.27 pixels a side: at worst it averages 0.273^2 of one pixel too many
     assert np.abs(stripes - 127.5).max() < 255 * 0.273**2 / (509 / 224) ** 2 / 2 + 25
 
@@ -222,9 +279,8 @@ def test_resizing_agrees_with_pillow():
     image = Image.fromarray(photograph)
 
     def difference(size: int, method: Image.Resampling) -> np.ndarray:
-        return np.abs(
-            resize_to_square(photograph, size, "stretch").numpy() - np.asarray(image.resize((size, size), method), int)
-        )
+        expected = np.asarray(image.resize((size, size), method), int)
+        return np.abs(resize_image(photograph, [size, size], "stretch").numpy() - expected)
 
     assert difference(75, Image.Resampling.BOX).max() <= 1
     assert difference(224, Image.Resampling.BOX).mean() < 2
@@ -233,7 +289,7 @@ def test_resizing_agrees_with_pillow():
 
 def test_one_side_may_shrink_while_the_other_grows():
     pixels = np.tile(np.array([0, 200], np.uint8), 50)[None, :, None].repeat(2, axis=0)
-    np.testing.assert_array_equal(resize_to_square(pixels, 10, "stretch"), np.full((10, 10, 1), 100))
+    np.testing.assert_array_equal(resize_image(pixels, [10, 10], "stretch"), np.full((10, 10, 1), 100))
 
 
 @pytest.mark.parametrize(("extra", "tolerance"), [(0, 3), (3, 10)])
@@ -243,16 +299,17 @@ def test_large_jpegs_shrink_inside_the_transform(encode, ratio, extra, tolerance
     width, height = 28 * ratio + extra, 24 * ratio + extra
     photograph = Image.fromarray(skimage.data.chelsea()[:, :300]).resize((width, height))
     data = encode(photograph, "JPEG", quality=95)
-    whole = resize_to_square(np.asarray(Image.open(io.BytesIO(data))), 24, "stretch").numpy().astype(int)
+    whole = resize_image(np.asarray(Image.open(io.BytesIO(data))), [24, 24], "stretch").numpy().astype(int)
     assert np.abs(run(data, 24) - whole).mean() < tolerance
 
 
 @pytest.mark.parametrize("resize", RESIZE_MODES)
+@pytest.mark.parametrize("size", [24, (24, 31)])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (3, 7), (24, 25), (23, 24)])
-def test_odd_shapes_are_symmetric(encode, shape, resize):
+def test_odd_shapes_are_symmetric(encode, shape, size, resize):
     half = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     pixels = np.maximum(half, half[::-1, ::-1])
-    found = run(encode(pixels), 24, resize).astype(int)
+    found = run(encode(pixels), size, resize).astype(int)
     assert np.abs(found - found[::-1, ::-1]).max() <= 1  # rounding
     assert found.max() > 0
 

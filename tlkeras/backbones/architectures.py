@@ -17,6 +17,7 @@ from keras import layers
 
 from tlkeras.backbones.catalog import BackboneInfo
 from tlkeras.backbones.graph import clone_graph, is_named_by_keras, to_snake_case
+from tlkeras.config.image_size import ImageSize, height_and_width
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -42,9 +43,9 @@ _STEM_FILTERS, _TOP_FILTERS = 32, 1280
 _STOCHASTIC_DEPTH = 0.2
 
 
-def create_model(info: BackboneInfo, size: int, top: bool) -> keras.Model:
+def create_model(info: BackboneInfo, size: ImageSize, top: bool) -> keras.Model:
     """One flat functional graph with random weights, from and to what `builder.build_backbone` describes."""
-    images = keras.Input((size, size, 3), dtype="uint8", name="images")
+    images = keras.Input((*height_and_width(size), 3), dtype="uint8", name="images")
     pixels = normalize(images, info.pixels)
     if info.family == "tiny":
         outputs = _connect_tiny(pixels, top)

@@ -18,6 +18,7 @@ import numpy as np
 from keras import layers
 
 from tlkeras.backbones.graph import clone_graph, count_multiply_adds, is_named_by_keras, to_snake_case
+from tlkeras.config.image_size import ImageSize, height_and_width
 from tlkeras.config.schema.features import KERAS_HUB_PREFIX
 from tlkeras.errors import BackboneError, suggest
 
@@ -50,7 +51,7 @@ def read_facts(name: str) -> Mapping[str, Any]:
     }
 
 
-def build_preset(name: str, size: int, pretrained: bool) -> keras.Model:
+def build_preset(name: str, size: ImageSize, pretrained: bool) -> keras.Model:
     """A preset as one flat functional graph, as in `builder.build_backbone`.
 
     The map of a transformer holds the positions of its patches, without class and register tokens. A BackboneError is
@@ -60,10 +61,10 @@ def build_preset(name: str, size: int, pretrained: bool) -> keras.Model:
     return _connect(name, backbone, size, _read_scaling(_load_converter(name)) if pretrained else None)
 
 
-def _load(name: str, size: int | None, pretrained: bool) -> Any:
+def _load(name: str, size: ImageSize | None, pretrained: bool) -> Any:
     hub = import_keras_hub()
     preset = _find_preset(name)
-    shape = {} if size is None else {"image_shape": (size, size, 3)}
+    shape = {} if size is None else {"image_shape": (*height_and_width(size), 3)}
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return hub.models.Backbone.from_preset(preset, load_weights=pretrained, **shape)
@@ -118,10 +119,10 @@ def _read_scaling(converter: Any | None) -> tuple[Any, Any]:
     return 1.0 if scale is None else scale, 0.0 if offset is None else offset
 
 
-def _connect(name: str, backbone: Any, size: int, scaling: tuple[Any, Any] | None) -> keras.Model:
+def _connect(name: str, backbone: Any, size: ImageSize, scaling: tuple[Any, Any] | None) -> keras.Model:
     """A backbone's graph, layer by layer, on images, normalised to -1 .. 1 where no scaling is given."""
     scale, offset = scaling or (1 / 127.5, -1.0)
-    images = keras.Input((size, size, 3), dtype="uint8", name="images")
+    images = keras.Input((*height_and_width(size), 3), dtype="uint8", name="images")
     pixels = layers.Rescaling(scale, offset, name="normalization")(images)
     original = backbone.input
     inputs = dict.fromkeys(original, pixels) if isinstance(original, dict) else pixels
@@ -269,20 +270,22 @@ def _list_blocks(operation: Any) -> list[tuple[int, Any]]:
     return sorted(parts, key=lambda part: not isinstance(part[1], layers.Dropout))  # dropout comes before all blocks
 
 
-def _agree(flat: keras.Model, backbone: Any, size: int) -> bool:
-    pixels = np.random.default_rng(0).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
+def _agree(flat: keras.Model, backbone: Any, size: ImageSize) -> bool:
+    pixels = np.random.default_rng(0).uniform(-1, 1, (1, *height_and_width(size), 3)).astype(np.float32)
     inputs = dict.fromkeys(backbone.input, pixels) if isinstance(backbone.input, dict) else pixels
     wanted, predicted = np.asarray(backbone(inputs, training=False)), np.asarray(flat(pixels, training=False))
     allowed = _TOLERANCE * max(1.0, float(np.abs(wanted).max()))
     return wanted.shape == predicted.shape and bool(np.abs(wanted - predicted).max() <= allowed)
 
 
-def _drop_tokens(outputs: Any, backbone: Any, size: int) -> Any:
+def _drop_tokens(outputs: Any, backbone: Any, size: ImageSize) -> Any:
     if len(outputs.shape) == 4:
         return outputs
     _, tokens, width = outputs.shape
     patch = getattr(backbone, "patch_size", None)
     patch = patch[0] if isinstance(patch, (tuple, list)) else patch
-    side = size // patch if patch and (size // patch) ** 2 <= tokens else math.isqrt(tokens)
-    patches = layers.Cropping1D((tokens - side * side, 0), name="patches")(outputs)
-    return layers.Reshape((side, side, width), name="map_of_patches")(patches)
+    rows, columns = (side // patch for side in height_and_width(size)) if patch else (tokens + 1, 1)
+    if rows * columns > tokens:
+        rows = columns = math.isqrt(tokens)
+    patches = layers.Cropping1D((tokens - rows * columns, 0), name="patches")(outputs)
+    return layers.Reshape((rows, columns, width), name="map_of_patches")(patches)

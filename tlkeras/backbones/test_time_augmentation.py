@@ -27,7 +27,7 @@ class _Orientations(layers.Layer):
 
 @keras.saving.register_keras_serializable("tlkeras")
 class DihedralViews(_Orientations):
-    """From images [n, s, s, c] to their orientations, [count * n, s, s, c], the images themselves first."""
+    """From images [n, h, w, c] to their orientations, [count * n, h, w, c], the images themselves first."""
 
     def call(self, inputs: Any) -> Any:
         turned = [_mirror(_transpose(inputs, number), number) for number in range(self.count)]
@@ -40,7 +40,7 @@ class DihedralViews(_Orientations):
 
 @keras.saving.register_keras_serializable("tlkeras")
 class AverageDihedralViews(_Orientations):
-    """From the maps of such images, [count * n, h, h, c], to the mean of each image's, turned back, [n, h, h, c]."""
+    """From the maps of such images, [count * n, h, w, c], to the mean of each image's, turned back, [n, h, w, c]."""
 
     def call(self, inputs: Any) -> Any:
         maps = ops.reshape(inputs, (self.count, -1, *inputs.shape[1:]))
@@ -53,11 +53,11 @@ class AverageDihedralViews(_Orientations):
 
 
 def add_test_time_augmentation(model: keras.Model, cut: str, count: int) -> keras.Model:
-    """A model that averages the square map at a cut over orientations of each image; a BackboneError if it is none.
+    """A model that averages the map at a cut over orientations of each image; a BackboneError if it is none.
 
     Behind average pooling and a linear head this averages the logits. The variables are shared with `model`.
     """
-    check_map(find_cut(model, cut))
+    check_map(find_cut(model, cut), count)
     prefix, suffix = split(model, cut)
     images = keras.Input(model.input_shape[1:], dtype=model.input.dtype, name=model.input.name)
     shown = DihedralViews(count, name="show_orientations", dtype=model.input.dtype)(images)
@@ -66,11 +66,12 @@ def add_test_time_augmentation(model: keras.Model, cut: str, count: int) -> kera
     return keras.Model(images, clone_graph(suffix, averaged, operator.call), name=model.name)
 
 
-def check_map(cut: CutPoint) -> None:
-    if len(cut.shape) != 3 or cut.shape[0] != cut.shape[1]:
+def check_map(cut: CutPoint, count: int) -> None:
+    """Make sure that a cut has a map to average, a square one where some of `count` orientations turn by a quarter."""
+    if len(cut.shape) != 3 or (count > 4 and cut.shape[0] != cut.shape[1]):
         received = f"{cut.name} gives {' x '.join(map(str, cut.shape))}"
         way_out = "Leave augmentation.test_time out, or choose a convolutional backbone."
-        raise BackboneError("test_time needs a square feature map.", received, way_out)
+        raise BackboneError("test_time needs a feature map, a square one for quarter turns.", received, way_out)
 
 
 def _transpose(maps: Any, number: int) -> Any:

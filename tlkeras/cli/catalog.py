@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 import tlkeras
-from tlkeras.cli.options import COUNT, POSITIVE, json_option, render, runs_option, source_argument
+from tlkeras.cli.options import COUNT, POSITIVE, SIZE, json_option, render, runs_option, source_argument
+from tlkeras.config.image_size import ImageSize
 from tlkeras.errors import DataError, RunError
 
 
@@ -55,9 +56,9 @@ def backbones(context: click.Context, as_json: bool, **limits: Any) -> None:
 
 @backbones.command(name="show")
 @click.argument("name")
-@click.option("--size", type=COUNT, help="Side of the images  [default: the backbone's own]")
+@click.option("--size", type=SIZE, metavar="SIDE|HxW", help="Size of the images  [default: the backbone's own]")
 @json_option
-def show_backbone(name: str, size: int | None, as_json: bool) -> None:
+def show_backbone(name: str, size: ImageSize | None, as_json: bool) -> None:
     """Show the blocks of a backbone and where it can be cut.
 
     \b

@@ -8,8 +8,22 @@ from typing import Any
 
 import click
 
+from tlkeras.config.image_size import read_size
 from tlkeras.results import to_plain
 
+
+class _SizeType(click.ParamType):
+    name = "size"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The size in a text such as 224 or 224x320."""
+        try:
+            return read_size(int(value) if str(value).isdecimal() else value)
+        except ValueError as error:
+            self.fail(str(error), parameter, context)
+
+
+SIZE = _SizeType()
 COUNT, POSITIVE = click.IntRange(1), click.FloatRange(0, 1e6)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 runs_option = click.option("--runs", default="runs", metavar="FOLDER", help="Where run directories are.")

@@ -15,11 +15,13 @@ import yaml
 from pydantic import ValidationError
 
 from tlkeras.config.frames import is_frame, save_frame
+from tlkeras.config.image_size import ImageSize, height_and_width, scale_size
 from tlkeras.config.schema import ConfigSection, EvaluationConfig, Recipe, Stage
 from tlkeras.config.text_keys import parse_override, restore_texts
 from tlkeras.config.yaml_loader import YamlDocument, load_yaml
 from tlkeras.errors import RecipeError, ResourceError, suggest
 
+_QUICK_SIDE = 96  # pixels
 RENAMED = {
     "mapping": "head",
     "domains": "domain_adaptation",
@@ -106,11 +108,17 @@ def make_quick_recipe(recipe: Recipe) -> Recipe:
             "finetuning": recipe.finetuning and recipe.finetuning.model_copy(update={"stages": (short,)}),
             "name": f"{recipe.name}-quick",
             "data": recipe.data.model_copy(update={"limit": min(recipe.data.limit or 96, 96)}),
-            "backbone": recipe.backbone.model_copy(update={"size": min(recipe.backbone.size or 96, 96)}),
+            "backbone": recipe.backbone.model_copy(update={"size": _make_quick_size(recipe.backbone.size)}),
             "training": recipe.training.model_copy(update={"epochs": min(recipe.training.epochs, 2)}),
             "evaluation": recipe.evaluation.model_copy(update={"bootstrap_samples": 100}),
         }
     )
+
+
+def _make_quick_size(size: ImageSize | None) -> ImageSize:
+    """A shorter side of at most 96 pixels."""
+    shorter = min(height_and_width(size or _QUICK_SIDE))
+    return scale_size(size or _QUICK_SIDE, min(1.0, _QUICK_SIDE / shorter))
 
 
 def list_recipes() -> dict[str, Path]:

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import tensorflow as tf
 
+from tlkeras.config.image_size import ImageSize, height_and_width
 from tlkeras.data.augmentation.operations import apply_dihedral
 from tlkeras.data.headers import ImageError, Look, Rendering, read_image
 from tlkeras.data.transcoding import to_decodable
@@ -29,34 +30,44 @@ _MAGIC = [b"\xff\xd8", b"\x89P", b"RI", b"BM"]  # no tensor: TensorFlow joins a 
 _rare = tf.function(autograph=False, experimental_attributes={"_noinline": True})
 
 
-def decode(encoded: tf.Tensor, size: int, rendering: Look) -> tf.Tensor:
-    """Decode one image: scalar string -> uint8 [size, size, 3], in pure TensorFlow operations.
+def decode(encoded: tf.Tensor, size: ImageSize, rendering: Look) -> tf.Tensor:
+    """Decode one image: scalar string -> uint8 [height, width, 3], in pure TensorFlow operations.
 
-    "stretch" scales both sides; "crop" takes the central square; "pad" shows the whole image between black bars. A
-    DataError is raised for other words; bytes that cannot be decoded are an InvalidArgumentError when run.
+    "stretch" scales both sides; "crop" takes the largest central part of the size's shape; "pad" shows the whole image
+    between black bars. A DataError is raised for other words; bytes that cannot be decoded are an InvalidArgumentError
+    when run.
     """
     resize, shade = Rendering.of(rendering).resize, _SHADES.get(Rendering.of(rendering).background)
     _check_resize(resize)
+    upright, is_square = height_and_width(size), isinstance(size, int)
+
+    def find_target(orientation: tf.Tensor) -> tf.Tensor:  # height and width before the image is turned
+        return tf.constant(upright) if is_square else tf.where(orientation > 4, upright[::-1], upright)
+
+    def read_jpeg() -> tuple[tf.Tensor, tf.Tensor]:
+        orientation = _read_orientation(encoded)
+        return _decode_jpeg(encoded, find_target(orientation), resize), orientation
+
     kind = tf.reduce_sum(tf.where(tf.strings.substr(encoded, 0, 2) == _MAGIC, [1, 2, 3, 4], 0))
     pixels, orientation = tf.switch_case(
         kind,
         [
             lambda: (_decode_other(encoded), 1),
-            lambda: (_decode_jpeg(encoded, size, resize), _read_orientation(encoded)),
+            read_jpeg,
             lambda: (_decode_png(encoded, shade), 1),
             lambda: (_decode_webp(encoded, shade), 1),
             lambda: (_decode_bmp(encoded, shade), 1),
         ],
     )
     # Three channels from the start: TensorFlow averages them as fast as one, and is slow to repeat one afterwards.
-    pixels = resize_to_square(tf.ensure_shape(pixels, [None, None, 3]), size, resize)
-    # Turned after shrinking, where it is cheap; `resize_to_square` is symmetric, so the order is free.
+    pixels = resize_image(tf.ensure_shape(pixels, [None, None, 3]), find_target(orientation), resize)
+    # Turned after shrinking, where it is cheap; `resize_image` is symmetric, so the order is free.
     pixels = tf.cond(orientation > 1, lambda: _turn(pixels, orientation), lambda: pixels)
-    return tf.ensure_shape(pixels, [size, size, 3])
+    return tf.ensure_shape(pixels, [*upright, 3])
 
 
-def decode_file(path: str, size: int, rendering: Look) -> np.ndarray:
-    """Decode one file eagerly: uint8 [size, size, 3]; an ImageError names the path and the reason."""
+def decode_file(path: str, size: ImageSize, rendering: Look) -> np.ndarray:
+    """Decode one file eagerly: uint8 [height, width, 3]; an ImageError names the path and the reason."""
     data = read_image(path)
     try:
         data = to_decodable(data, Rendering.of(rendering).max_pixels)
@@ -67,24 +78,26 @@ def decode_file(path: str, size: int, rendering: Look) -> np.ndarray:
         raise ImageError("damaged", "its pixels cannot be decoded: it is cut off or damaged", path) from None
 
 
-def resize_to_square(pixels: tf.Tensor, size: int, resize: str) -> tf.Tensor:
-    """Resize an image: uint8 [height, width, channels] -> uint8 [size, size, channels].
+def resize_image(pixels: tf.Tensor, target: tf.Tensor, resize: str) -> tf.Tensor:
+    """Resize an image: uint8 [h, w, channels] -> uint8 [*target, channels]; the target is int32 [2].
 
     Opposite sides are treated alike: where a margin is odd, "crop" takes a pixel more, "pad" shows one more or less.
     """
     _check_resize(resize)
-    height, width = tf.unstack(tf.shape(pixels)[:2])
+    target = tf.convert_to_tensor(target)
+    shape = tf.shape(pixels)[:2]
+    if resize == "stretch":
+        return _scale(pixels, target)
+    across = shape * target[::-1]  # compares the shapes: equal where height : width is that of the target
     if resize == "crop":
-        side = tf.minimum(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        pixels = pixels[top : height - top, left : width - left]
-    if resize != "pad":
-        return _scale(pixels, tf.constant([size, size]))
-    longest = tf.cast(tf.maximum(height, width), tf.float32)
-    ideal = tf.cast(tf.stack([height, width]), tf.float32) * size / longest
-    bars = tf.cast(tf.round((size - tf.maximum(ideal, 1)) / 2), tf.int32)
-    inner = tf.maximum(size - 2 * bars, 2 - size % 2)
-    bars = (size - inner) // 2
+        part = tf.cast(tf.round(tf.reduce_min(across) / target[::-1]), tf.int32)
+        top, left = tf.unstack((shape - tf.maximum(part, 1)) // 2)
+        return _scale(pixels[top : shape[0] - top, left : shape[1] - left], target)
+    fitted = tf.where(across[0] >= across[1], 0, 1)  # the side that fills the target
+    ideal = tf.cast(shape, tf.float32) * tf.cast(target[fitted], tf.float32) / tf.cast(shape[fitted], tf.float32)
+    bars = tf.cast(tf.round((tf.cast(target, tf.float32) - tf.maximum(ideal, 1)) / 2), tf.int32)
+    inner = tf.maximum(target - 2 * bars, 2 - target % 2)
+    bars = (target - inner) // 2
     margins = tf.concat([tf.stack([bars, bars], axis=1), [[0, 0]]], axis=0)
     return tf.pad(_scale(pixels, inner), margins)
 
@@ -114,16 +127,16 @@ def _grow(pixels: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
 
 @_rare
 def _turn(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Apply an EXIF orientation, 1 to 8, to a square image."""
+    """Apply an EXIF orientation, 1 to 8."""
     return apply_dihedral(pixels, tf.gather([0, 0, 1, 3, 2, 4, 5, 7, 6], orientation))
 
 
-def _decode_jpeg(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
+def _decode_jpeg(encoded: tf.Tensor, target: tf.Tensor, resize: str) -> tf.Tensor:
     shape = tf.io.extract_jpeg_shape(encoded)[:2]
-    side = tf.reduce_max(shape) if resize == "pad" else tf.reduce_min(shape)
-    halvings = tf.reduce_sum(tf.cast(side >= tf.constant([2, 4, 8]) * size, tf.int32))
+    larger = shape >= tf.constant([[2], [4], [8]]) * target
+    enough = tf.reduce_any(larger, axis=1) if resize == "pad" else tf.reduce_all(larger, axis=1)
     decoders = [partial(tf.io.decode_jpeg, encoded, channels=3, ratio=ratio) for ratio in (1, 2, 4, 8)]
-    return tf.switch_case(halvings, decoders)
+    return tf.switch_case(tf.reduce_sum(tf.cast(enough, tf.int32)), decoders)
 
 
 @_rare

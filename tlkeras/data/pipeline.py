@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tlkeras.config.image_size import ImageSize
 from tlkeras.data.decoding import decode, decode_file
 from tlkeras.data.headers import ImageError, InvalidImage, Look, Rendering, parse_slice, read_image
 from tlkeras.data.transcoding import to_decodable
@@ -46,14 +47,14 @@ def epoch_permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 def make_image_dataset(
     paths: Sequence[str],
-    size: int,
+    size: ImageSize,
     rendering: Look,
     batch_size: int,
     *,
     augment: Augment | None = None,
     workers: int = 0,
 ) -> tf.data.Dataset:
-    """Decoded files in order: batches of (index int64 [b], images uint8 [b, size, size, 3]).
+    """Decoded files in order: batches of (index int64 [b], images uint8 [b, h, w, 3]).
 
     `index` counts within `paths`, which are read in chunks and never copied as a whole. A file that cannot be read or
     decoded is skipped: its index is missing, and `read_error` gives the reason. The last batch may be smaller. For
@@ -152,7 +153,13 @@ def check_data_service(address: str, paths: Sequence[str]) -> None:
 
 
 def make_data_service_dataset(
-    address: str, paths: Sequence[str], size: int, rendering: Look, batch_size: int, *, augment: Augment | None = None
+    address: str,
+    paths: Sequence[str],
+    size: ImageSize,
+    rendering: Look,
+    batch_size: int,
+    *,
+    augment: Augment | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the batches of `make_image_dataset`, decoded by the workers of a data service at HOST:PORT.
 

@@ -100,7 +100,7 @@ def write_plot(plot: Callable[[Path], None], path: Path) -> None:
 
 
 def choose_images(recipe: Recipe, dataset: Dataset, count: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Labels, pixels uint8 [n, size, size, 3] and keys of images drawn evenly from the first task's classes."""
+    """Labels, pixels uint8 [n, h, w, 3] and keys of images drawn evenly from the first task's classes."""
     task = dataset.tasks[0]
     labels, pixels, digests = [], [], []
     for row in _alternate_strata(task.strata(dataset.targets[task.name]), data_seed(recipe)):

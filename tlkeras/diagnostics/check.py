@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tlkeras.config.frames import Frame
+from tlkeras.config.image_size import format_size
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import ImageError, to_printable
@@ -172,7 +173,9 @@ def _check_training(
     if extractor is None:
         return None
     facts, origin, shape = found.facts, builders.describe_origin(recipe), extractor.pooled.output_shape[1:]
-    facts["backbone"] = f"{origin['backbone']} at {builders.image_size(recipe)} px, weights {origin['weights']}"
+    facts["backbone"] = (
+        f"{origin['backbone']} at {format_size(builders.image_size(recipe))} px, weights {origin['weights']}"
+    )
     if handcrafted := ", ".join(builders.list_handcrafted_kinds(recipe)):
         facts["handcrafted features"] = handcrafted
         found.notes.append(f"Handcrafted features ({handcrafted}) cannot be exported as a SavedModel; `predict` works.")

@@ -109,7 +109,7 @@ class RunData:
         return dict(zip(map(to_printable, self.dataset.keys.tolist()), self.dataset.paths.tolist(), strict=True))
 
     def decode(self, key: str) -> np.ndarray | None:
-        """An image as the model sees it, uint8 [size, size, 3]; None where it is missing."""
+        """An image as the model sees it, uint8 [height, width, 3]; None where it is missing."""
         config = self.run.manifest["image"]
         try:
             return decode_file(self.paths[key], config["size"], Rendering.of(config))

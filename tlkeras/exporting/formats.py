@@ -28,7 +28,7 @@ CALIBRATION_IMAGES = 128  # images from which int8 takes the ranges of activatio
 class ConversionInputs:
     model: keras.Model  # uint8 images to the probabilities of each task, in the order of the tasks
     tasks: Sequence[Task]
-    calibration: np.ndarray  # images of the training split, uint8 [n, size, size, 3]
+    calibration: np.ndarray  # images of the training split, uint8 [n, h, w, 3]
 
     @property
     def outputs(self) -> list[str]:

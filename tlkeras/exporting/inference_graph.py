@@ -30,7 +30,7 @@ _TINY = 1e-30  # float32 has it
 class InferenceModel:
     """A model ready to be exported."""
 
-    # uint8 images [n, size, size, 3] to features [n, d], where there are any, and the probabilities [n, k] of each task
+    # uint8 images [n, h, w, 3] to features [n, d], where there are any, and the probabilities [n, k] of each task
     call: Callable[[tf.Tensor], list[tf.Tensor]]
     model: keras.Model | None  # owner of the variables that `call` reads; None where all are constants
     has_features: bool  # whether the first output holds features
@@ -46,7 +46,7 @@ def make_inference_model(model: keras.Model, tasks: Sequence[Task], images: np.n
     """The fast network if its predictions are the model's, else the model as it is with a note.
 
     The fast network has batch norm folded into convolutions, variables as constants, and batches divided into chunks
-    of few images whose activations stay in the processor's cache. On the given images, uint8 [n, size, size, 3], its
+    of few images whose activations stay in the processor's cache. On the given images, uint8 [n, h, w, 3], its
     probabilities may differ by `TOLERANCE`, its decisions may not. ExportError as in `add_features`.
     """
     whole, has_features = add_features(model, tasks)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from tlkeras.config.image_size import height_and_width
 from tlkeras.config.recipe import bootstrap_options, load_recipe
 from tlkeras.config.schema import EvaluationConfig
 from tlkeras.data.headers import InvalidImage, to_printable
@@ -29,7 +30,7 @@ REFERENCE = "Keras model of the run"
 _MAX_IMAGES, _TIMED_CALLS = 256, 9
 
 PredictFn = Callable[[list[bytes], np.ndarray], list[np.ndarray]]
-"""From images, as bytes and as uint8 [n, size, size, 3], to the probabilities [n, k] of each task."""
+"""From images, as bytes and as uint8 [n, h, w, 3], to the probabilities [n, k] of each task."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ class HeldOut:
         return len(self.paths)
 
     def batches(self) -> Iterator[tuple[list[bytes], np.ndarray]]:
-        """Yield the bytes of some images, and the same decoded, uint8 [b, size, size, 3]."""
+        """Yield the bytes of some images, and the same decoded, uint8 [b, h, w, 3]."""
         return (self._read(self.paths[start : start + BATCH]) for start in range(0, len(self), BATCH))
 
     def first(self, count: int) -> tuple[list[bytes], np.ndarray]:
-        """At most `count` images, as bytes and decoded, uint8 [n, size, size, 3]."""
+        """At most `count` images, as bytes and decoded, uint8 [n, h, w, 3]."""
         return self._read(self.paths[:count])
 
     def _read(self, paths: Sequence[str]) -> tuple[list[bytes], np.ndarray]:
@@ -92,12 +93,12 @@ def read_held_out(run: Run, tasks: list[Task], preprocessing: Preprocessing) -> 
 
 
 def read_training_images(run: Run, preprocessing: Preprocessing, count: int) -> np.ndarray:
-    """At most `count` images of the training split, evenly spread: uint8 [n, size, size, 3]; none without a source."""
+    """At most `count` images of the training split, evenly spread: uint8 [n, h, w, 3]; none without a source."""
     keys = [row["image"] for row in read_csv(run, "splits.csv") if row["split"] == "train"]
     chosen = [keys[row] for row in np.unique(np.linspace(0, len(keys) - 1, count).astype(int))] if keys else []
     files, _ = _find_files(run, chosen)
     if not files:
-        return np.zeros((0, preprocessing.size, preprocessing.size, 3), np.uint8)
+        return np.zeros((0, *height_and_width(preprocessing.size), 3), np.uint8)
     return preprocessing.decode(tf.constant([preprocessing.read(path) for path in files.values()])).numpy()
 
 

@@ -114,7 +114,7 @@ def export(
 
 
 def _read_inputs(run: Run, calibrate: ScalingMethod | None = None) -> ExportInputs:
-    tasks, preprocessing = read_tasks(run), Preprocessing(**run.manifest["image"])
+    tasks, preprocessing = read_tasks(run), Preprocessing.of(run.manifest["image"])
     model = order_outputs(load_model(run), [task.name for task in tasks])
     if list_handcrafted(model):
         rule = "Handcrafted features cannot be exported: they are computed in Python, not by TensorFlow."

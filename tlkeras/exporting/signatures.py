@@ -14,6 +14,8 @@ import tensorflow as tf
 from tensorflow_serving.apis import classification_pb2, input_pb2, model_pb2, predict_pb2
 from tensorflow_serving.apis.prediction_log_pb2 import ClassifyLog, PredictionLog, PredictLog
 
+from tlkeras.config.image_size import ImageSize, height_and_width
+from tlkeras.config.yaml_loader import to_immutable
 from tlkeras.data.decoding import decode
 from tlkeras.data.headers import MAX_PIXELS, Rendering, read_image
 from tlkeras.data.tasks import THRESHOLD, MultiLabelTask, Task
@@ -32,24 +34,30 @@ NamedTensors = dict[str, tf.Tensor]
 class Preprocessing:
     """Decoding and resizing of image files, which becomes part of the exported graph."""
 
-    size: int  # height and width in pixels
-    resize: str  # how an image is made square: stretch, crop or pad
+    size: ImageSize  # of images in pixels
+    resize: str  # how an image is brought to that size: stretch, crop or pad
     background: str = "drop"  # what alpha is composited over: white or black; drop: alpha is ignored
     max_pixels: int = MAX_PIXELS  # of an image in memory
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Preprocessing":
+        """From what a run or an export keeps as JSON."""
+        return cls(**to_immutable(dict(config)))
 
     def read(self, path: str) -> bytes:
         """The bytes of an image file, as PNG where the exported graph does not read its format; or an ImageError."""
         return to_decodable(read_image(path), self.max_pixels)
 
     def decode(self, image_bytes: tf.Tensor) -> tf.Tensor:
-        """Decode a batch, its images in parallel: string [n] -> uint8 [n, size, size, 3]."""
+        """Decode a batch, its images in parallel: string [n] -> uint8 [n, h, w, 3]."""
         return _make_decoder(self.size, Rendering.of(vars(self)))(image_bytes)
 
 
 @cache
-def _make_decoder(size: int, rendering: Rendering) -> Callable[[tf.Tensor], tf.Tensor]:
+def _make_decoder(size: ImageSize, rendering: Rendering) -> Callable[[tf.Tensor], tf.Tensor]:
     """The graph that decodes a batch, traced once per process."""
-    options = {"fn_output_signature": tf.TensorSpec((size, size, 3), tf.uint8), "parallel_iterations": _DECODED_AT_ONCE}
+    spec = tf.TensorSpec((*height_and_width(size), 3), tf.uint8)
+    options = {"fn_output_signature": spec, "parallel_iterations": _DECODED_AT_ONCE}
 
     def run(image_bytes: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(lambda encoded: decode(encoded, size, rendering), image_bytes, **options)
@@ -88,7 +96,7 @@ def write_signatures(model: InferenceModel, tasks: Sequence[Task], preprocessing
     if model.model is not None:
         archive.track(model.model)
     archive.add_endpoint("serving_default", lambda image_bytes: predict(preprocessing.decode(image_bytes)), [encoded])
-    images = tf.TensorSpec((None, preprocessing.size, preprocessing.size, 3), tf.uint8, name="images")
+    images = tf.TensorSpec((None, *height_and_width(preprocessing.size), 3), tf.uint8, name="images")
     archive.add_endpoint("uint8", predict, [images])
     if model.has_features:
         archive.add_endpoint(
@@ -184,7 +192,7 @@ def write_warmup(
     """Write requests for each signature: one image, and a batch for the two that predict; the number of requests.
 
     A server runs them before it accepts any other, and does not load a version where one fails. The images are real
-    ones, as bytes and as uint8 [n, size, size, 3]; a batch repeats them where there are fewer.
+    ones, as bytes and as uint8 [n, h, w, 3]; a batch repeats them where there are fewer.
     """
     file = path / WARMUP_FILE
     file.parent.mkdir(exist_ok=True)

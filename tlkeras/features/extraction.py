@@ -15,6 +15,7 @@ import numpy as np
 from tlkeras.backbones.blocks import Block, find_cut
 from tlkeras.backbones.graph import open_nested
 from tlkeras.backbones.weights import fingerprint
+from tlkeras.config.image_size import ImageSize, simplify_size
 from tlkeras.data import decoding
 from tlkeras.data.augmentation.views import IDENTITY_VIEW, AugmentedView, digest_to_seed, make_all_views_fn
 from tlkeras.data.headers import InvalidImage, Look, to_printable
@@ -42,7 +43,7 @@ _EPSILON = 1e-30  # a float32 below every probability that matters
 class FeatureExtractor:
     """The pretrained half. Its taps are POOLED, SOURCE_LOGITS (with a source head) and the names of cuts.
 
-    The backbone, weights loaded, makes of uint8 images [n, size, size, 3] a map [n, h, w, width], with the pooling
+    The backbone, weights loaded, makes of uint8 images [n, h, w, 3] a map [n, h, w, width], with the pooling
     features [n, d]; the source head makes of the map the probabilities of the classes that the weights were trained on.
     """
 
@@ -88,16 +89,16 @@ def average_positions(rows: np.ndarray) -> np.ndarray:
     return rows.mean(axis=(1, 2)) if rows.ndim == 4 else rows
 
 
-def decoding_facts(dataset: Dataset, size: int) -> Mapping[str, Any]:
+def decoding_facts(dataset: Dataset, size: ImageSize) -> Mapping[str, Any]:
     """The facts that an image's pixels depend on besides the bytes of its file, for keys of the cache."""
     rendering = dataset.rendering
     return {"size": size, "fit": rendering.resize, "background": rendering.background, "decoder": decoding.VERSION}
 
 
 def stream_images(
-    dataset: Dataset, rows: np.ndarray, size: int, views: Sequence[AugmentedView] = (IDENTITY_VIEW,)
+    dataset: Dataset, rows: np.ndarray, size: ImageSize, views: Sequence[AugmentedView] = (IDENTITY_VIEW,)
 ) -> Generator[EngineBatch, None, None]:
-    """Batches of decoded images, (samples int64 [b], images uint8 [b, size, size, 3]); each file is decoded once.
+    """Batches of decoded images, (samples int64 [b], images uint8 [b, h, w, 3]); each file is decoded once.
 
     A sample is one view of one readable image, `row * len(views) + number of the view`.
     """
@@ -184,7 +185,7 @@ def extract_activations(
     Memory does not grow with the number of images. An interruption loses at most the last half minute.
 
     Args:
-        extractor: From images [n, size, size, 3] to one or several tensors.
+        extractor: From images [n, h, w, 3] to one or several tensors.
         facts: Of the namespace of each output; those of images, view, shape and dtype are added here.
         cache: None: a temporary folder until the result is closed.
         engine: A name as in `make_engine`, or an engine made for this extractor before.
@@ -207,7 +208,9 @@ def extract_activations(
             runner = make_engine(extractor, engine) if isinstance(engine, str) else engine
             used = runner.name
             rows = np.flatnonzero(needed.any(axis=1))
-            stream = _select_needed(stream_images(dataset, rows, extractor.input_shape[1], views), needed)
+            stream = _select_needed(
+                stream_images(dataset, rows, simplify_size(extractor.input_shape[1:3]), views), needed
+            )
             computed = _fill(stores, missing, dataset, int(needed.sum()), runner.run(stream))
         ids = np.array([[store.locate(digests) for store in of_view] for of_view in stores])
         found = np.all(ids >= 0, axis=(0, 1))
@@ -280,7 +283,7 @@ def count_cache_misses(
 def _make_namespaces(
     extractor: keras.Model, dataset: Dataset, facts: _Facts, views: Sequence[AugmentedView], dtype: str | Sequence[str]
 ) -> list[list[Namespace]]:
-    common = decoding_facts(dataset, extractor.input_shape[1])
+    common = decoding_facts(dataset, simplify_size(extractor.input_shape[1:3]))
     dtypes = [dtype] * len(facts) if isinstance(dtype, str) else dtype
     outputs = list(zip(facts, extractor.outputs, dtypes, strict=True))
     namespaces = [

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
+from tlkeras.config.image_size import ImageSize
 from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
 from tlkeras.data.augmentation.views import ImageAugmentation, choose_views, digest_to_seed, make_view_fn
 from tlkeras.data.headers import Look
@@ -101,15 +102,15 @@ class ImageSource:
 
     paths: Sequence[str]  # files
     digests: Sequence[str]  # the hex SHA-256 of each file's bytes
-    size: int  # side of the images in pixels
-    rendering: Look  # how an image becomes a square
+    size: ImageSize  # of the images in pixels
+    rendering: Look  # how an image becomes RGB of that size
     policy: AugmentationPolicy | None = None  # augmentation; None for none
     seed: int = 0  # of the augmentation
     in_graph: bool = False  # make the views of a batch where the network trains, not of each image in the pipeline
     data_service: str | None = None  # HOST:PORT of a data service that decodes them; None decodes them here
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
-        """Yield the batches, uint8 [b, size, size, 3]; files that became unreadable are left out."""
+        """Yield the batches, uint8 [b, h, w, 3]; files that became unreadable are left out."""
         if not len(batches):
             return
         positions = np.concatenate(batches)

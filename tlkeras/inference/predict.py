@@ -42,7 +42,7 @@ _Decoded = tuple[NamedImage, Header, np.ndarray]
 
 
 def load_model(run: str | Path | Run = "latest", *, runs: str | Path = RUNS) -> keras.Model:
-    """A run's model: uint8 images [n, size, size, 3] to probabilities [n, k]; RunError if there is none to be read."""
+    """A run's model: uint8 images [n, h, w, 3] to probabilities [n, k]; RunError if there is none to be read."""
     run = run if isinstance(run, Run) else open_run(run, runs)
     path = run.path / "model.keras"
     if not path.exists():

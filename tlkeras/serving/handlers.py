@@ -139,7 +139,8 @@ class ImageExplanation(Result):
     """The predictions for an image, explained."""
 
     version: int
-    resize: str  # how the image was made square
+    resize: str  # how the image was brought to the model's size
+    size: tuple[int, int]  # that size, height and width in pixels
     tasks: list[TaskExplanation]
 
 
@@ -156,7 +157,7 @@ async def explain(handler: RequestHandler, encoded: bytes) -> ImageExplanation:
         check_header(encoded, handler.model.options.max_pixels, served=True)
     except ImageError as error:
         raise invalid_argument(f"The content cannot be used: {error.reason}") from None
-    preprocessing = Preprocessing(**version.report["image"])
+    preprocessing = Preprocessing.of(version.report["image"])
     loop = asyncio.get_running_loop()
     (image,) = await loop.run_in_executor(None, lambda: preprocessing.decode(tf.constant([encoded])).numpy())
     images, step = np.concatenate([image[None], occlude(image)]), handler.model.options.max_batch_size
@@ -167,18 +168,17 @@ async def explain(handler: RequestHandler, encoded: bytes) -> ImageExplanation:
     outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     several = len(version.labels) > 1
     tasks = [_explain_task(name, labels, outputs, several) for name, labels in version.labels.items()]
-    return ImageExplanation(version.number, preprocessing.resize, tasks)
+    return ImageExplanation(version.number, preprocessing.resize, image.shape[:2], tasks)
 
 
 def occlude(image: np.ndarray) -> np.ndarray:
-    """Copies of the image, each with one part covered by the mean colour: uint8 [GRID * GRID, size, size, 3]."""
-    size = image.shape[0]
-    half = max(1, round(size * _COVER / 2))
-    centres = ((np.arange(GRID) + 0.5) * size / GRID).astype(int)
+    """Copies of the image, each with one part covered by the mean colour: uint8 [GRID * GRID, height, width, 3]."""
+    down, across = (max(1, round(side * _COVER / 2)) for side in image.shape[:2])
+    rows, columns = (((np.arange(GRID) + 0.5) * side / GRID).astype(int) for side in image.shape[:2])
     covered = np.repeat(image[None], GRID * GRID, axis=0)
     mean = image.mean(axis=(0, 1)).round().astype(np.uint8)
-    for index, (row, column) in enumerate(itertools.product(centres, centres)):
-        covered[index, max(0, row - half) : row + half, max(0, column - half) : column + half] = mean
+    for index, (row, column) in enumerate(itertools.product(rows, columns)):
+        covered[index, max(0, row - down) : row + down, max(0, column - across) : column + across] = mean
     return covered
 
 

@@ -28,7 +28,7 @@ CHECKPOINTS = "checkpoints"
 class FineTuningResult:
     """A network that was fine-tuned."""
 
-    model: keras.Model  # from images uint8 [n, size, size, 3] to probabilities, by task where there are several
+    model: keras.Model  # from images uint8 [n, h, w, 3] to probabilities, by task where there are several
     history: list[HistoryRow]  # a row per epoch
     best_epoch: int | None  # whose weights were kept, from 1; 0 for the start, None where nothing was measured
     facts: Mapping[str, Any]  # for the manifest: stages, views, parameters, devices, digest of the weights, reasons

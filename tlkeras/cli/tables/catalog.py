@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from tlkeras.cli.tables.style import format_number, left, open_console, print_issues, print_notes, print_table, right
+from tlkeras.config.image_size import format_size
 
 if TYPE_CHECKING:
     from tlkeras.backbones.builder import BackboneResult
@@ -64,7 +65,7 @@ def print_backbone(result: BackboneResult) -> None:
         )
         for block in result.blocks
     )
-    title = f"{result.name} at {result.size} px: {result.cuts} cuts"
+    title = f"{result.name} at {format_size(result.size)} px: {result.cuts} cuts"
     print_table(title, right("block") + left("name") + numbers, rows)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from tlkeras.config.image_size import ImageSize, read_size
 from tlkeras.config.schema.fields import ConfigSection, as_tuple
 
 NO_BACKBONE = "none"
@@ -15,11 +16,11 @@ KERAS_HUB_PREFIX = "hub:"
 
 
 class BackboneConfig(ConfigSection):
-    """The pretrained network, its weights and the image size."""
+    """The pretrained network, its weights and the image size: a side, or height and width, such as [224, 320]."""
 
     name: str
     weights: str = "imagenet"
-    size: int | None = Field(default=None, ge=1, le=4096)
+    size: Annotated[ImageSize | None, BeforeValidator(read_size)] = None
 
     @model_validator(mode="before")
     @classmethod

@@ -126,7 +126,7 @@ def _interpolate(image: tf.Tensor, matrix: tf.Tensor, fill: str) -> tf.Tensor:
 
 
 def apply_dihedral(image: tf.Tensor, element: int | tf.Tensor) -> tf.Tensor:
-    """One of the eight orientations of a square image, uint8 [s, s, 3]; 0 is the image itself.
+    """One of the eight orientations of an image, uint8 [h, w, 3], above 3 [w, h, 3]; 0 is the image itself.
 
     Bits of the element: 1 mirrors left and right, 2 up and down (3 turns by a half), 4 first swaps rows and columns.
     """
@@ -135,7 +135,8 @@ def apply_dihedral(image: tf.Tensor, element: int | tf.Tensor) -> tf.Tensor:
     bits = tf.cast(tf.bitwise.bitwise_and(tf.cast(element, tf.int32), [4, 2, 1]), tf.bool)
     turned = tf.cond(bits[0], lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
     turned = tf.raw_ops.Reverse(tensor=turned, dims=tf.stack([bits[1], bits[2], False]))
-    return tf.ensure_shape(turned, image.shape)
+    square = image.shape[0] == image.shape[1]
+    return tf.ensure_shape(turned, image.shape if square else [None, None, image.shape[2]])
 
 
 def _rotate(degrees: tf.Tensor, place: tf.Tensor, size: tf.Tensor) -> Matrix:

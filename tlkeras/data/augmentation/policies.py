@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,10 @@ class AugmentationPolicy:
     def __post_init__(self) -> None:
         if self.fill not in FILLS:
             raise TlkerasError("Unknown fill.", repr(self.fill), suggest(str(self.fill), FILLS))
+
+    def without_quarter_turns(self) -> "AugmentationPolicy":
+        """The policy for images that are not square: of eight orientations only the four that keep the sides."""
+        return self if self.size is None else replace(self, size=min(self.size, 4))
 
     @property
     def fingerprint(self) -> str:

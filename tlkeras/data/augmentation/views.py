@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tlkeras.config.image_size import ImageSize, height_and_width
 from tlkeras.data.augmentation.policies import AugmentationPolicy
 from tlkeras.data.pipeline import Augment
 
@@ -174,7 +175,7 @@ class ImageAugmentation(keras.layers.Layer):
         return input_shape[0]
 
 
-def choose_augmentation_device(policy: AugmentationPolicy, size: int, batch_size: int) -> Placement:
+def choose_augmentation_device(policy: AugmentationPolicy, size: ImageSize, batch_size: int) -> Placement:
     """The faster place for a policy: without an accelerator the pipeline, which works while the network trains."""
     if policy.size == 1 or not tf.config.list_physical_devices("GPU"):
         return "pipeline"
@@ -182,10 +183,10 @@ def choose_augmentation_device(policy: AugmentationPolicy, size: int, batch_size
     return min(times, key=times.__getitem__)
 
 
-def time_placements(policy: AugmentationPolicy, size: int, batch_size: int) -> dict[Placement, float]:
+def time_placements(policy: AugmentationPolicy, size: ImageSize, batch_size: int) -> dict[Placement, float]:
     """Seconds per batch of views by placement, the best of three, without tracing."""
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (batch_size, size, size, 3), np.uint8)
+    images = random.integers(0, 256, (batch_size, *height_and_width(size), 3), np.uint8)
     keys = random.integers(-(2**62), 2**62, (batch_size, 2))
     numbers = np.arange(batch_size)
     layer = ImageAugmentation(policy)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tlkeras.config.image_size import ImageSize, format_size, height_and_width
 from tlkeras.errors import BackboneError
 from tlkeras.features.store import peak_memory
 
@@ -24,7 +25,7 @@ _SECONDS = 2.0
 @dataclass(frozen=True)
 class BenchmarkRequest:
     backbone: str  # its name in the catalog; random weights are used
-    size: int  # side length of the images, pixels
+    size: ImageSize  # of the images, pixels
     classes: int
     unfreeze: int  # number of blocks, from the last, that a step of fine-tuning trains
     batch: int = _BATCH
@@ -50,7 +51,9 @@ def measure_costs(request: BenchmarkRequest) -> BenchmarkResult:
         return BenchmarkResult(**json.loads(done.stdout.splitlines()[-1]))
     end = f"was killed by signal {-done.returncode} (too little memory?)" if done.returncode < 0 else "failed"
     last_line = " ".join(done.stderr.strip().splitlines()[-1:])
-    raise BackboneError(f"The benchmark of {request.backbone} at {request.size} pixels {end}.", last_line or None)
+    raise BackboneError(
+        f"The benchmark of {request.backbone} at {format_size(request.size)} pixels {end}.", last_line or None
+    )
 
 
 def measure_here(request: BenchmarkRequest) -> BenchmarkResult:
@@ -63,7 +66,7 @@ def measure_here(request: BenchmarkRequest) -> BenchmarkResult:
     from tlkeras.features.pooling import pool
 
     backbone = build_backbone(request.backbone, size=request.size, weights="none")
-    images = np.random.default_rng(0).integers(0, 256, (_BATCH, request.size, request.size, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (_BATCH, *height_and_width(request.size), 3), np.uint8)
     engine = make_engine(pool(backbone, "average"))
     index = np.arange(_BATCH)
     one_image = _time(lambda: list(engine.run([(index[:1], images[:1])])), _REPEATS)

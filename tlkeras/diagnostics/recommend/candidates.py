@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tlkeras.backbones.catalog import BackboneInfo, find_backbone, list_backbones
 from tlkeras.backbones.weights import why_unavailable
+from tlkeras.config.image_size import ImageSize, format_size
 from tlkeras.config.schema.features import KERAS_HUB_PREFIX
 from tlkeras.errors import BackboneError, suggest
 
@@ -48,11 +49,11 @@ class Candidate:
 
     entry: BackboneInfo  # its row of the catalog
     weights: str  # as in a recipe
-    size: int  # side length of the images, pixels
+    size: ImageSize  # of the images, pixels
 
     @property
     def name(self) -> str:
-        return f"{self.entry.name} at {self.size}"
+        return f"{self.entry.name} at {format_size(self.size)}"
 
     @property
     def megabytes(self) -> float:

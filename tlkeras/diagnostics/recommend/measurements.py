@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from tlkeras.backbones.builder import build_pretrained_classifier
 from tlkeras.backbones.weights import why_unavailable
+from tlkeras.config.image_size import height_and_width, simplify_size
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import BackboneConfig
 from tlkeras.data.inspection import validate_images
@@ -142,7 +143,12 @@ class CandidateResult(Result):
     def to_dict(self) -> dict[str, Any]:
         """All facts and measurements side by side; of scores over folds, mean and spread."""
         candidate, entry, costs = self.candidate, self.candidate.entry, self.costs
-        facts = {"name": self.name, "backbone": entry.name, "weights": candidate.weights, "size": candidate.size}
+        facts: dict[str, Any] = {
+            "name": self.name,
+            "backbone": entry.name,
+            "weights": candidate.weights,
+            "size": candidate.size,
+        }
         facts |= {"licence": entry.licence, "top1": entry.top1, "parameters": entry.parameters}
         scores = {"score": self.scores.ranking.to_dict(), **self.scores.to_dict(), "separations": self.separations}
         speed = {"milliseconds": costs.milliseconds, "images_per_second": costs.images_per_second}
@@ -215,9 +221,14 @@ def _measure_each(context: MeasurementContext, candidates: Sequence[Candidate]) 
 
 def _list_other_sizes(best: Candidate, shorter_side: int) -> list[Candidate]:
     """The best backbone at a smaller size, and at a larger one as far as the images have the pixels."""
-    sizes = {_round(best.size / _SIZE_STEP), min(_round(best.size * _SIZE_STEP), max(shorter_side, best.size))}
-    least = best.entry.minimum_size
-    return [dataclasses.replace(best, size=size) for size in sorted(sizes) if size >= least and size != best.size]
+    sides = height_and_width(best.size)
+    shorter, least = min(sides), best.entry.minimum_size
+    sizes = {_round(shorter / _SIZE_STEP), min(_round(shorter * _SIZE_STEP), max(shorter_side, shorter))}
+    wanted = [size for size in sorted(sizes) if size >= least and size != shorter]
+    scaled = [
+        simplify_size([size if side == shorter else _round(side * size / shorter) for side in sides]) for size in wanted
+    ]
+    return [dataclasses.replace(best, size=size) for size in scaled]
 
 
 def _round(size: float) -> int:

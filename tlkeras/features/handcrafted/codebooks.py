@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
+from tlkeras.config.image_size import ImageSize, simplify_size
 from tlkeras.data.tables import Dataset
 from tlkeras.errors import DataError
 from tlkeras.features.cache import ActivationCache, Namespace
@@ -32,7 +33,7 @@ def fit_codebooks(model: keras.Model, dataset: Dataset, cache: ActivationCache |
     A codebook is cached like an image's activations, by the digests of all images it was learned from. The seed draws
     them (at most 500, 200 descriptors of each) and the centres. A DataError is raised for too few descriptors.
     """
-    learned, size = 0, model.input_shape[1]
+    learned, size = 0, simplify_size(model.input_shape[1:3])
     for layer in list_handcrafted(model):
         descriptor = layer.algorithm
         if not isinstance(descriptor, Sift):
@@ -64,7 +65,7 @@ def _find_or_learn(
         return row, True
 
 
-def _learn_codebook(descriptor: Sift, dataset: Dataset, size: int, seed: int) -> np.ndarray:
+def _learn_codebook(descriptor: Sift, dataset: Dataset, size: ImageSize, seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     order = np.argsort(np.asarray(dataset.digests, dtype=str), kind="stable")  # independent of their order
     rows = np.sort(order[random.permutation(len(order))[:_IMAGES]])

@@ -27,7 +27,7 @@ _NO_BOOK: Codebook = {}
 
 
 class Descriptor(ABC):
-    """From an image, uint8 (size, size, 3), to a vector (d,); options and defaults are those of its recipe section."""
+    """From an image, uint8 (h, w, 3), to a vector (d,); options and defaults are those of its recipe section."""
 
     @property
     @abstractmethod

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tlkeras.config.image_size import ImageSize, format_size, height_and_width
 from tlkeras.errors import RecipeError
 from tlkeras.features.handcrafted.descriptors import Descriptor, make_descriptor
 
@@ -17,7 +18,7 @@ _PARALLEL_BYTES = 2_000_000  # of pixels; fewer are described before a process h
 
 @keras.saving.register_keras_serializable("tlkeras")
 class HandcraftedFeatures(keras.layers.Layer):
-    """From images, uint8 values (n, size, size, 3), to features (n, d) by `make_descriptor`, computed by all cores."""
+    """From images, uint8 values (n, h, w, 3), to features (n, d) by `make_descriptor`, computed by all cores."""
 
     def __init__(self, descriptor: Mapping[str, Any], **options: Any):
         super().__init__(**options)
@@ -52,14 +53,16 @@ def list_handcrafted(model: keras.Model) -> list[HandcraftedFeatures]:
     return [layer for layer in model.layers if isinstance(layer, HandcraftedFeatures)]
 
 
-def make_layers(descriptors: list[dict[str, Any]], size: int) -> list[HandcraftedFeatures]:
+def make_layers(descriptors: list[dict[str, Any]], size: ImageSize) -> list[HandcraftedFeatures]:
     """A layer per descriptor; a RecipeError names all for which images of that size are too small."""
     layers = [
         HandcraftedFeatures(one, name=f"handcrafted_{index}_{one['kind']}") for index, one in enumerate(descriptors)
     ]
-    if too_large := [layer for layer in layers if layer.algorithm.minimum_size > size]:
+    if too_large := [layer for layer in layers if layer.algorithm.minimum_size > min(height_and_width(size))]:
         problems = [f"{one.descriptor['kind']} needs {one.algorithm.minimum_size} px" for one in too_large]
-        raise RecipeError.from_problems(f"Images of {size} px are too small for handcrafted features:", problems)
+        raise RecipeError.from_problems(
+            f"Images of {format_size(size)} px are too small for handcrafted features:", problems
+        )
     return layers
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 
+from tlkeras.config.image_size import ImageSize
 from tlkeras.data.headers import ImageWarning, InvalidImage, Rendering
 from tlkeras.data.inspection import read_header_and_digest
 from tlkeras.data.pipeline import count_cores, read_error
@@ -74,8 +75,8 @@ class ShardProcessor:
     """Turns image files into rows of a table. Equal files give equal rows on every machine."""
 
     engine: Engine  # runs a model on images of one size
-    size: int  # side of these images in pixels
-    rendering: Rendering  # how an image becomes a square
+    size: ImageSize  # of these images in pixels
+    rendering: Rendering  # how an image becomes RGB of that size
     make_table: MakeTable  # makes the rows
     facts: Mapping[str, Any] = field(default_factory=dict)  # what the rows depend on besides the images, JSON values
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tlkeras.backbones.catalog import find_backbone
+from tlkeras.config.image_size import ImageSize
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
 from tlkeras.data.decoding import decode_file
@@ -206,13 +207,13 @@ def check_recipe_data_service(recipe: Recipe, dataset: Dataset) -> None:
         check_data_service(recipe.training.data_service, dataset.paths.tolist())
 
 
-def image_size(recipe: Recipe) -> int:
-    """Side length in pixels of the images that the backbone takes."""
+def image_size(recipe: Recipe) -> ImageSize:
+    """The size in pixels of the images that the backbone takes."""
     return recipe.backbone.size or find_backbone(recipe.backbone.name).default_size
 
 
 def make_rendering(recipe: Recipe) -> Rendering:
-    """How the recipe's images become squares of RGB."""
+    """How the recipe's images become RGB of one size."""
     return Rendering(recipe.data.resize, recipe.data.background, recipe.data.max_pixels)
 
 
@@ -241,7 +242,7 @@ def data_seed(recipe: Recipe) -> int:
 
 
 def decode_recipe_image(recipe: Recipe, path: str) -> np.ndarray:
-    """One image at the backbone's input size, uint8 [size, size, 3]; ImageError if the file cannot be decoded."""
+    """One image at the backbone's input size, uint8 [height, width, 3]; ImageError if the file cannot be decoded."""
     return decode_file(path, image_size(recipe), make_rendering(recipe))
 
 
@@ -252,7 +253,8 @@ def mixup_cutmix_alphas(recipe: Recipe) -> tuple[float, float]:
 
 def make_recipe_policy(recipe: Recipe) -> AugmentationPolicy:
     """The augmentation of the images that the backbone is fine-tuned on."""
-    return make_policy(recipe.augmentation.policy)
+    policy = make_policy(recipe.augmentation.policy)
+    return policy if isinstance(image_size(recipe), int) else policy.without_quarter_turns()
 
 
 def open_cache(recipe: Recipe) -> ActivationCache | None:

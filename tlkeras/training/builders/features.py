@@ -10,6 +10,7 @@ from tlkeras.backbones.blocks import CutPoint, find_blocks, find_cut, find_cuts
 from tlkeras.backbones.builder import build_backbone, build_pretrained_classifier
 from tlkeras.backbones.test_time_augmentation import add_test_time_augmentation, check_map
 from tlkeras.backbones.weights import fingerprint
+from tlkeras.config.image_size import ImageSize, height_and_width
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.config.schema.heads import FEATURE_MAP_HEADS
@@ -62,8 +63,7 @@ def build_feature_extractor(recipe: Recipe) -> FeatureExtractor:
 def _build_prefix(recipe: Recipe) -> FeatureExtractor:
     keras.utils.set_random_seed(recipe.training.seed)  # for what has no pretrained weights
     if recipe.backbone.name == NO_BACKBONE:
-        size = image_size(recipe)
-        images = keras.Input((size, size, 3), dtype="uint8", name="images")
+        images = keras.Input((*height_and_width(image_size(recipe)), 3), dtype="uint8", name="images")
         alone = add_layers(images, [], _make_handcrafted(recipe), "handcrafted")
         return FeatureExtractor(alone, alone)
     whole = build_backbone(recipe.backbone.name, size=image_size(recipe), weights=recipe.backbone.weights)
@@ -102,7 +102,7 @@ def _choose_orientations(recipe: Recipe, extractor: FeatureExtractor) -> int:
             f"policy {recipe.augmentation.policy!r}",
             "Set augmentation.policy to flip or dihedral.",
         )
-    check_map(find_cuts(extractor.backbone)[-1])
+    check_map(find_cuts(extractor.backbone)[-1], count)
     return count
 
 
@@ -284,8 +284,8 @@ class BulkExtraction:
 
     model: keras.Model  # from images to one vector each, [n, d]
     engine: Engine  # runs the model
-    size: int  # side of the images in pixels
-    rendering: Rendering  # how an image becomes a square
+    size: ImageSize  # of the images in pixels
+    rendering: Rendering  # how an image becomes RGB of that size
     dtype: str  # of the features: "float16" or "float32"
 
 
