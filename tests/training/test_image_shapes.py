@@ -121,7 +121,7 @@ def test_a_network_is_fine_tuned_on_them(place, device):
     drawn = {"finetuning.cache": "off", "augmentation.device": device, "augmentation.policy": own}
     options = {"augmentation.views": 4} if device == "cached" else {**drawn, "augmentation.test_time": False}
     mixed = {"augmentation.mixup": 0.2, "augmentation.cutmix": 1.0}
-    run = tlkeras.train("mine.yaml", {"finetuning.stages": STAGES, **mixed, **options})
+    run = tlkeras.train("mine.yaml", set={"finetuning.stages": STAGES, **mixed, **options})
     assert load_model(run).input_shape == (None, 24, 40, 3)
     assert run.manifest["image"]["size"] == [24, 40]
 
@@ -131,9 +131,9 @@ def test_handcrafted_features_of_them(place):
     kinds = [{"kind": "hog", "cell": 8}, {"kind": "lbp"}, {"kind": "colour"}]
     kinds += [{"kind": "sift", "words": 4, "components": 8, "sizes": (4,)}]
     alone = {"backbone.name": "none", "augmentation.test_time": False, "features.handcrafted": tuple(kinds)}
-    assert load_model(tlkeras.train("mine.yaml", alone)).input_shape == (None, 24, 40, 3)
+    assert load_model(tlkeras.train("mine.yaml", set=alone)).input_shape == (None, 24, 40, 3)
     with pytest.raises(TlkerasError, match=r"Images of 24 x 40 px are too small .*\n  hog needs 32 px"):
-        tlkeras.train("mine.yaml", {**alone, "features.handcrafted": ({"kind": "hog", "cell": 16},)})
+        tlkeras.train("mine.yaml", set={**alone, "features.handcrafted": ({"kind": "hog", "cell": 16},)})
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ class PredictionResult(Result):
         return render_card(self.run, [f"{len(self.predictions):,} images predicted{unread}.", *self.notes], *parts)
 
 
-def _list_cells(image: ImagePrediction) -> dict[str, Any]:
+def _list_cells(image: ImagePrediction) -> Mapping[str, Any]:
     """The cells of a prediction by column; of several tasks each has its name in front."""
     cells: dict[str, Any] = {"path": image.path}
     for name, of_task in image.tasks.items():

@@ -41,7 +41,7 @@ def read_source(recipe: Recipe) -> ImageTable:
     return _read_table(recipe, recipe.data.source, recipe.data.min_images_per_class or 0)
 
 
-def list_cleaned_overrides(recipe: Recipe, path: str) -> dict[str, Any]:
+def list_cleaned_overrides(recipe: Recipe, path: str) -> Mapping[str, Any]:
     """Values by dotted key that read a cleaned manifest of a recipe's images, which holds renamed labels and paths."""
     read = {"source", "root", "path", "links", "folders", "labels", "min_images_per_class"}
     given = recipe.data.model_dump(exclude_unset=True, exclude=read)
