@@ -25,7 +25,7 @@ SECTIONS = {
     "training",
     "tuning",
 }
-LINES = 35_000
+LINES = 37_000
 """The house had 32,000; each feature since raises this on purpose."""
 TEXTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),

@@ -12,6 +12,7 @@ CALLS = {
     "ImageData": lambda run: tlkeras.ImageData({"data.source": "photos"}),
     "Predictor": lambda run: tlkeras.Predictor(run),  # noqa: PLW0108
     "Run": lambda run: tlkeras.Run(Path(run)),
+    "TransferClassifier": lambda run: tlkeras.TransferClassifier("tiny"),
     "check": lambda run: tlkeras.check("photos"),
     "compare": lambda run: tlkeras.compare([run, run]),
     "copy_recipe": lambda run: tlkeras.copy_recipe("quickstart", "copied.yaml"),

@@ -14,6 +14,7 @@ _VERBS = {
     "ImageData": "training.image_data",
     "Predictor": "inference.predict",
     "Run": "runs.run",
+    "TransferClassifier": "training.estimator",
     "check": "diagnostics.check",
     "compare": "evaluation.comparison",
     "copy_recipe": "config.recipe",

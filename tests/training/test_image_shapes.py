@@ -140,7 +140,7 @@ def test_handcrafted_features_of_them(place):
 @pytest.mark.parametrize("kind", ["recurrent", "attention", "transformer"])
 def test_heads_on_maps_take_them(place, kind):
     plain = {"augmentation.test_time": False, "head.kind": kind, "training.epochs": 1}
-    assert load_model(tlkeras.train("mine.yaml", plain)).input_shape == (None, 24, 40, 3)
+    assert load_model(tlkeras.train("mine.yaml", set=plain)).input_shape == (None, 24, 40, 3)
 
 
 @pytest.mark.parametrize(

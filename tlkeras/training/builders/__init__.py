@@ -24,6 +24,7 @@ from tlkeras.training.builders.features import (
     CACHE_DTYPE,
     PLAIN_VIEWS,
     activations_needed,
+    add_orientations,
     add_test_time_views,
     averages_views,
     build_feature_extractor,
@@ -36,6 +37,7 @@ from tlkeras.training.builders.features import (
     fused_widths,
     list_handcrafted_kinds,
     list_kept,
+    orientation_views,
     predict_images,
     training_views,
 )

@@ -108,9 +108,20 @@ def _choose_orientations(recipe: Recipe, extractor: FeatureExtractor) -> int:
 
 def add_test_time_views(experiment: Experiment, model: keras.Model) -> keras.Model:
     """The network that is kept: the trained one, averaging orientations if the recipe asks for it."""
-    count = _choose_orientations(experiment.recipe, experiment.extractor)
-    cuts = find_cuts(experiment.extractor.backbone)
+    return add_orientations(experiment.recipe, experiment.extractor, model)
+
+
+def add_orientations(recipe: Recipe, extractor: FeatureExtractor, model: keras.Model) -> keras.Model:
+    """A model that begins with the extractor, averaging orientations if the recipe asks for it."""
+    count = _choose_orientations(recipe, extractor)
+    cuts = find_cuts(extractor.backbone)
     return model if count == 1 else add_test_time_augmentation(model, cuts[-1].name, count)
+
+
+def orientation_views(recipe: Recipe) -> tuple[AugmentedView, ...]:
+    """The orientations whose features `augmentation.test_time` averages, or the image as it is."""
+    policy = make_recipe_policy(recipe)
+    return number_views(policy, policy.size or 1) if recipe.augmentation.test_time else PLAIN_VIEWS
 
 
 def fused_widths(experiment: Experiment) -> list[int]:
