@@ -1,18 +1,27 @@
-"""Progress bars with rate and time left, hidden unless a program makes them visible."""
+"""Progress bars with rate and time left, where somebody watches: in a terminal, a shell of Python or a notebook."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_visible = False
+_visible: bool | None = None
 
 
-def set_visible(visible: bool = True) -> None:
-    """Draw the bars of `progress_bar` on standard error from now on, as the command line does."""
+def set_visible(visible: bool | None = True) -> None:
+    """Draw the bars of `progress_bar` on standard error from now on, or do not; None: where somebody watches."""
     global _visible
     _visible = visible
+
+
+def _is_watched() -> bool:
+    return _is_notebook() or hasattr(sys, "ps1") or sys.stderr.isatty()
+
+
+def _is_notebook() -> bool:
+    return "ipykernel" in sys.modules
 
 
 @contextmanager
@@ -29,7 +38,7 @@ def hide() -> Iterator[None]:
 @contextmanager
 def progress_bar(description: str, total: int, unit: str = "steps") -> Iterator[Callable[[int], None]]:
     """Yield `advance(n)`, which moves a bar of `total` units by `n`."""
-    if not _visible or total == 0:
+    if total == 0 or not (_is_watched() if _visible is None else _visible):
         yield lambda n: None
         return
     from rich.console import Console
@@ -43,7 +52,9 @@ def progress_bar(description: str, total: int, unit: str = "steps") -> Iterator[
 
     done = (BarColumn(bar_width=16), MofNCompleteColumn(), Rate(), TimeRemainingColumn(elapsed_when_finished=True))
     columns = (TextColumn("{task.description:<20}"), *done, TextColumn("{task.fields[when]}"))
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    # In a notebook as text: rich's own way needs ipywidgets.
+    console = Console(stderr=True, force_jupyter=False, force_terminal=_is_notebook() or None)
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task(description, total=total, when="left")
         yield lambda n: bar.advance(task, n)
         bar.update(task, when="")

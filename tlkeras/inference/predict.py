@@ -97,7 +97,9 @@ class Predictor:
         self._decode_bytes = tf.function(
             lambda encoded: decode(encoded, size, rendering), [tf.TensorSpec([], tf.string)], autograph=False
         )
-        self._compiled = tf.function(lambda batch: self.model(batch, training=False), autograph=False)
+        self._compiled = tf.function(
+            lambda batch: self.model(batch, training=False), autograph=False, reduce_retracing=True
+        )
         self._batches = 0
 
     def predict(self, images: Any, *, top: int = 3) -> ImagePrediction | PredictionResult:

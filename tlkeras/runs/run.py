@@ -47,7 +47,12 @@ class History(dict[str, list[Any]]):
         return make_frame(self.to_rows())
 
     def plot(self) -> Plot:
-        """Losses, metrics and learning rates by epoch, or the loss by strength of regularization."""
+        """Losses, metrics and learning rates by epoch, or the loss by strength of regularization.
+
+        RunError if nothing was recorded, as where the strength was given.
+        """
+        if not self.to_rows():
+            raise RunError("This fit recorded nothing to plot: no epochs were run, and no strength was chosen.")
         plot = plot_history if "stage" in self else plot_head_history
         return Plot.draw(lambda path: plot(self.to_rows(), path))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -16,12 +17,14 @@ import tlkeras
 from tlkeras.config.frames import is_frame, save_frame
 from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.decoding import decode_file
-from tlkeras.data.headers import ImageError
+from tlkeras.data.headers import ImageError, InvalidImage, to_printable
+from tlkeras.data.inspection import read_header_and_digest
 from tlkeras.data.sources.arrays import is_in_memory, save_images
 from tlkeras.data.sources.folders import DEFAULT_RECIPE, list_overrides, load_recipe_or_source
 from tlkeras.data.tables import ImageTable
 from tlkeras.errors import RecipeError
 from tlkeras.plotting.notebook import render_bars, render_card, render_images, render_table
+from tlkeras.results import Table
 from tlkeras.training import builders
 
 if TYPE_CHECKING:  # for editors
@@ -29,6 +32,7 @@ if TYPE_CHECKING:  # for editors
     from tlkeras.runs.directory import Run
 
 _SHOWN, _SIDE = 12, 96
+_MOST_READ = 10_000  # files whose headers are read for the card
 
 
 class ImageData:
@@ -64,6 +68,14 @@ class ImageData:
         """The names of the classes."""
         return list(self.counts)
 
+    @cached_property
+    def unusable(self) -> Table[InvalidImage]:
+        """Files that cannot be used, with the reason: those that the source leaves out, and damaged ones."""
+        limit = builders.max_pixels(self.make_recipe())
+        with ThreadPoolExecutor() as pool:
+            seen = pool.map(lambda path: read_header_and_digest(path, limit), self.table.paths)
+            return Table([*self.table.rejected, *(one for one in seen if isinstance(one, InvalidImage))])
+
     def check(self, **options: Any) -> CheckResult:
         """What is wrong with files, labels and splits; options as of `tlkeras.check`."""
         return tlkeras.check(self, **options)
@@ -79,12 +91,12 @@ class ImageData:
         return f"ImageData({self.source!r}, {len(self):,} images, {len(self.counts)} classes)"
 
     def _repr_html_(self) -> str:
-        left_out = [(bad.path, bad.reason) for bad in self.table.rejected]
-        told = f"{len(self):,} images, {len(self.counts)} classes" + (
-            f", {len(left_out):,} files left out" if left_out else ""
-        )
+        bad = self.unusable if len(self) <= _MOST_READ else self.table.rejected
+        left_out = [(to_printable(one.path), one.reason) for one in bad]
+        lost = f", {len(left_out):,} files cannot be used" if left_out else ""
+        told = f"{len(self):,} images, {len(self.counts)} classes{lost}"
         parts = [render_bars(self.counts), render_images(self._draw_samples())]
-        parts += [render_table(("left out", "reason"), left_out)] if left_out else []
+        parts += [render_table(("cannot be used", "reason"), left_out)] if left_out else []
         return render_card(self.source, [f"{told}.", *self.table.notes], *parts)
 
     def _draw_samples(self) -> list[tuple[np.ndarray, str]]:

@@ -12,6 +12,7 @@ from tlkeras.training.builders.data import (
     list_cleaned_overrides,
     list_licences,
     make_recipe_policy,
+    max_pixels,
     open_cache,
     preprocessing_config,
     read_dataset,

@@ -48,6 +48,11 @@ def list_cleaned_overrides(recipe: Recipe, path: str) -> Mapping[str, Any]:
     return {**{f"data.{key}": value for key, value in given.items()}, "data.source": path}
 
 
+def max_pixels(recipe: Recipe) -> int:
+    """The most pixels in memory of an image that is used."""
+    return recipe.data.max_pixels
+
+
 def list_cells(recipe: Recipe, table: ImageTable) -> list[str]:
     """The label of each image of a table, several in one text; of several tasks that of the first."""
     tasks = [task.column or name for name, task in (recipe.data.tasks or {}).items()]
