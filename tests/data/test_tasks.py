@@ -110,3 +110,13 @@ def test_names_are_in_the_order_of_counting(names):
 def test_numbers_that_are_no_positions_are_told(names, told):
     notes = explain_order([Task("grade", names)])
     assert bool(notes) == bool(told) and told in " ".join(notes)
+
+
+def test_classes_that_stand_for_others():
+    names = {"Cat": "cat", "owl": "nowhere"}
+    one, many = Task("kind", ("Cat", "cat", "owl")), MultiLabelTask("tags", ("Cat", "cat", "owl"), "|")
+    assert one.merge_classes(np.array([0, 1, 2, -1]), names).tolist() == [1, 1, 2, -1]
+    targets = many.encode(["Cat|owl", "cat", "Cat|cat", "", "?"])
+    assert many.merge_classes(targets, names).tolist() == [[0, 1, 1], [0, 1, 0], [0, 1, 0], [0, 0, 0], [-1, -1, -1]]
+    assert many.find_spellings(targets[:1]) == {"cat": "Cat"} and many.find_spellings(targets[1:2]) == {"Cat": "cat"}
+    assert one.find_spellings(np.array([0, 1, 1])) == {"Cat": "cat"}

@@ -13,6 +13,11 @@ from PIL import Image
 
 import tlkeras
 from tlkeras.cli.main import main
+from tlkeras.data.inspection import validate_images
+from tlkeras.data.sources.folders import read_table
+from tlkeras.data.tables import build_dataset
+from tlkeras.diagnostics import check_cache, data_quality
+from tlkeras.features.cache import ActivationCache
 
 SMALL = ("--set", "backbone.name=tiny", "--set", "backbone.weights=none")
 
@@ -182,3 +187,53 @@ def test_folders_as_people_have_them(tmp_path, files, settings, code, sentence):
 
 def str_classes(found):
     return ", ".join(f"{row['class']} {row['images']}" for row in found["classes"])
+
+
+def test_thumbnails_are_made_once(tmp_path, monkeypatch, draw_more_photos):
+    photos, decoded, read = draw_more_photos(tmp_path / "photos", count=3), [], check_cache.read_thumbnails
+    (photos / "day/cut.png").write_bytes((photos / "day/0-000.png").read_bytes()[:900])
+    dataset = validate_images(build_dataset(read_table(str(photos))))
+    monkeypatch.setattr(check_cache, "read_thumbnails", lambda paths, look: decoded.append(paths) or read(paths, look))
+    cache = ActivationCache(tmp_path / "cache")
+    found = [check_cache.load_thumbnails(dataset, one) for one in (None, cache, cache)]
+    assert [len(paths) for paths in decoded] == [7, 7, 1]  # what is damaged is tried again
+    for thumbnails, rows in found[1:]:
+        np.testing.assert_array_equal(thumbnails, found[0][0])
+        np.testing.assert_array_equal(rows, found[0][1])
+    (tmp_path / "file").touch()
+    assert len(check_cache.load_thumbnails(dataset, ActivationCache(tmp_path / "file"))[1]) == 6
+
+
+@pytest.mark.slow
+def test_a_second_check_computes_nothing_again(tmp_path, monkeypatch, draw_more_photos):
+    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))
+    photos, options = draw_more_photos(tmp_path / "photos"), {"backbone.name": "tiny", "backbone.weights": "none"}
+    (photos / "day/cut.png").write_bytes((photos / "day/0-000.png").read_bytes()[:900])
+    decoded, fitted = [], []
+    read, find = check_cache.read_thumbnails, data_quality.find_data_issues
+    monkeypatch.setattr(check_cache, "read_thumbnails", lambda paths, look: decoded.append(paths) or read(paths, look))
+    monkeypatch.setattr(data_quality, "find_data_issues", lambda *given: fitted.append(1) or find(*given))
+    first = tlkeras.check(str(photos), options).to_dict()
+    assert tlkeras.check(str(photos), options).to_dict() == first
+    assert [len(paths) for paths in decoded] == [33, 1] and len(fitted) == 1  # what is damaged is tried again
+    draw_more_photos(photos, count=1, seed=7)
+    assert len(tlkeras.check(str(photos), options).remarks) == len(first["remarks"])
+    assert len(decoded[-1]) == 3 and len(fitted) == 2
+    shutil.copytree(photos, tmp_path / "moved")
+    moved = tlkeras.check(str(tmp_path / "moved"), options)
+    assert len(decoded[-1]) == 1 and all(str(tmp_path / "moved") in one.path for one in moved.mislabelled)
+    assert tlkeras.check(str(photos), {**options, "features.cache": False}).copies == moved.copies
+    assert len(decoded[-1]) == 35
+
+
+def test_fix_merges_labels_that_are_written_otherwise(tmp_path, draw_more_photos):
+    photos = draw_more_photos(tmp_path / "photos")
+    for number in range(4):
+        (photos / "Day").mkdir(exist_ok=True)
+        shutil.move(photos / f"day/0-00{number}.png", photos / "Day")
+    shutil.copy(photos / "day/0-004.png", photos / "Day/again.png")
+    done = check(photos, *SMALL, "--fix", photos / "clean.csv")
+    assert "'Day' (5), 'day' (12)" in done.output and "so does `check --fix`" in " ".join(done.output.split())
+    assert "Merged labels: 'Day' is 'day'." in done.output and "the same bytes again" in done.output
+    again = check(photos / "clean.csv", *SMALL, "--json")
+    assert again.exit_code == 0 and json.loads(again.output)["facts"]["classes"] == "day 16, night 16"

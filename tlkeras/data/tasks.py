@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,22 +151,36 @@ class Task:
         hint = "to predict a number, give it `kind: regression` in data.tasks, after a task with classes"
         return [f"{self.name!r}: its {len(numbers):,} classes are numbers, such as {self.class_names[-1]!r}; {hint}."]
 
+    def find_spellings(self, targets: np.ndarray) -> dict[str, str]:
+        """For each class name that differs only in how it is written, the most common one of these."""
+        groups = self._group_spellings(targets).values()
+        return {name: names[0] for names in groups for name in names[1:]}
+
+    def merge_classes(self, targets: np.ndarray, names: Mapping[str, str]) -> np.ndarray:
+        """Targets in which classes stand for others; all classes remain."""
+        merged = [self._index.get(names.get(name, name), at) for name, at in self._index.items()]
+        return np.where(targets >= 0, np.array(merged)[targets], targets)
+
+    def _group_spellings(self, targets: np.ndarray) -> dict[str, list[str]]:
+        """Class names by what they have in common, the most common first."""
+        counts = dict(zip(self.class_names, self.members(targets).sum(axis=0).tolist(), strict=True))
+        alike: dict[str, list[str]] = {}
+        for name in sorted(self.class_names, key=lambda name: -counts[name]) if self.has_classes else ():
+            alike.setdefault(_spell(name), []).append(name)
+        return alike
+
     def list_spellings(self, targets: np.ndarray) -> list[str]:
         """Sentences on class names that differ only in how they are written, or that stand for a missing label."""
         counts = dict(zip(self.class_names, self.members(targets).sum(axis=0).tolist(), strict=True))
-        alike: dict[str, list[str]] = {}
-        for name in self.class_names if self.has_classes else ():
-            alike.setdefault(_spell(name), []).append(name)
         notes = []
-        for names in alike.values():
-            told = ", ".join(f"{name!r} ({counts[name]:,})" for name in names)
-            most = max(names, key=counts.__getitem__)
+        for spelling, names in self._group_spellings(targets).items():
+            told = ", ".join(f"{name!r} ({counts[name]:,})" for name in sorted(names))
             if len(names) > 1:
-                merged = {name: most for name in names if name != most}
+                merged = dict.fromkeys(sorted(names[1:]), names[0])
                 rule = f"Labels that differ only in how they are written: {told}"
-                notes.append(f'{rule}. --set "data.labels={merged}" merges them.')
-            if _spell(most) in _NO_LABEL:
-                none = dict.fromkeys(names, "")
+                notes.append(f'{rule}. --set "data.labels={merged}" merges them; so does `check --fix`.')
+            if spelling in _NO_LABEL:
+                none = dict.fromkeys(sorted(names), "")
                 notes.append(f'Is {told} a missing label? --set "data.labels={none}" takes it for one.')
         few = sum(counts.values()) < _FEW_EACH * len(counts)
         return list_some(notes + (self._list_measured(whole=False) if self.has_classes and few else []))
@@ -197,6 +211,14 @@ class MultiLabelTask(Task):
             else:
                 targets[row, [self._index[name] for name in split_cell(cell, self.separator)]] = 1
         return targets
+
+    def merge_classes(self, targets: np.ndarray, names: Mapping[str, str]) -> np.ndarray:
+        merged = targets.copy()
+        for old, new in names.items():
+            if old in self._index and new in self._index:
+                np.maximum(merged[:, self._index[new]], merged[:, self._index[old]], out=merged[:, self._index[new]])
+                merged[:, self._index[old]] = np.minimum(merged[:, self._index[old]], 0)
+        return merged
 
     def is_labelled(self, targets: np.ndarray) -> np.ndarray:
         return np.all(targets >= 0, axis=1)
@@ -257,6 +279,9 @@ class RegressionTask(Task):
 
     def encode(self, cells: Sequence[str]) -> np.ndarray:
         return np.array([read_number(cell) for cell in cells], dtype=np.float64)
+
+    def merge_classes(self, targets: np.ndarray, names: Mapping[str, str]) -> np.ndarray:
+        return targets
 
     def is_labelled(self, targets: np.ndarray) -> np.ndarray:
         return np.isfinite(targets)

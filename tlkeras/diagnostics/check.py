@@ -17,11 +17,11 @@ from tlkeras.data.headers import ImageError, to_printable
 from tlkeras.data.inspection import drop_undecodable, validate_images
 from tlkeras.data.quality import duplicates as copies
 from tlkeras.data.quality.duplicates import clean, write_manifest
-from tlkeras.data.quality.near_duplicates import read_thumbnails
 from tlkeras.data.sources.folders import load_recipe_or_source
 from tlkeras.data.splits import classes_missing_from_test
 from tlkeras.data.tables import Dataset
 from tlkeras.diagnostics import data_quality
+from tlkeras.diagnostics.check_cache import load_issues, load_thumbnails
 from tlkeras.diagnostics.data_quality import (
     CheckedImage,
     CheckResult,
@@ -161,7 +161,7 @@ def _check_images(recipe: Recipe, found: _Findings) -> _CheckedImages | None:
 def _read_images(recipe: Recipe) -> tuple[Dataset, np.ndarray]:
     """The images that can be decoded, and a thumbnail of each."""
     dataset = validate_images(builders.read_dataset(recipe))
-    thumbnails, readable = read_thumbnails(dataset.paths.tolist(), dataset.rendering)
+    thumbnails, readable = load_thumbnails(dataset, builders.open_cache(recipe))
     return drop_undecodable(dataset, readable), thumbnails
 
 
@@ -230,7 +230,9 @@ def _find_issues(experiment: Experiment, groups: np.ndarray) -> DataIssues:
     builders.fit_recipe_codebooks(experiment)
     with builders.extract_features(experiment) as features:
         matrix = average_positions(np.asarray(features.outputs[0], np.float32))
-        return data_quality.find_data_issues(experiment.dataset, features.kept, matrix, groups)
+        dataset, cache = experiment.dataset, builders.open_cache(experiment.recipe)
+        find = partial(data_quality.find_data_issues, dataset, features.kept, matrix, groups)
+        return load_issues(dataset, matrix, groups, None if cache is None else cache.root, find)
 
 
 def _write_manifest(
@@ -238,15 +240,22 @@ def _write_manifest(
 ) -> ManifestResult | None:
     if images is None or path is None:
         return None
-    dataset = images.dataset
-    cleaning = clean(dataset, images.duplicates, images.leaking)
+    dataset, duplicates = images.dataset, images.duplicates
+    merged: dict[str, str] = {}
+    for task in dataset.tasks:
+        merged |= task.find_spellings(dataset.targets[task.name])
+    if merged:
+        recipe = builders.merge_labels(recipe, merged)
+        dataset, duplicates = copies.merge_labels(dataset, duplicates, merged)
+    cleaning = clean(dataset, duplicates, images.leaking)
     position = {str(key): row for row, key in enumerate(dataset.keys)}
     suggested = [""] * len(dataset)
     for image in reversed(() if issues is None else issues.mislabelled):
-        suggested[position[image.key]] = image.suggested
+        label, other = (merged.get(name, name) for name in (image.label, image.suggested))
+        suggested[position[image.key]] = other if other != label else ""
     columns = {"suggested": suggested} if any(suggested) else {}
     written = write_manifest(path, builders.read_source(recipe), dataset, cleaning, columns)
-    return ManifestResult(str(written), len(cleaning.kept), cleaning.left_out)
+    return ManifestResult(str(written), len(cleaning.kept), cleaning.left_out, merged)
 
 
 def render_check_page(result: CheckResult, paths: Mapping[str, str]) -> list[HtmlSection]:

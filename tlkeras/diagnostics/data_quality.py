@@ -33,6 +33,12 @@ _FOLDS = 5
 _MOST_CLASSES = 20  # of which a logistic regression learns quickly
 
 
+class _CoarseRidge(RidgeHead):
+    """A ridge regression whose strength is chosen among whole decades, enough to find wrong labels of many classes."""
+
+    strengths = RidgeHead.strengths[2:-1:2]
+
+
 @dataclass(frozen=True)
 class ClassCount(Result):
     """Number of images of a class."""
@@ -92,6 +98,7 @@ class ManifestResult:
     path: str
     images: int
     left_out: dict[str, int]
+    merged: dict[str, str] = field(default_factory=dict)  # labels that differed only in how they are written
 
 
 class Cleaning(NamedTuple):
@@ -194,7 +201,7 @@ def _find_wrong_labels(
     if folds < 2 or not len(known):
         return []
     try:
-        head = LinearHead() if len(task.class_names) <= _MOST_CLASSES else RidgeHead()  # in closed form
+        head = LinearHead() if len(task.class_names) <= _MOST_CLASSES else _CoarseRidge()  # in closed form
         strength = head.fit(features[known], targets[known], groups=groups[known]).strength_
         maker = partial(LinearHead, C=strength) if isinstance(head, LinearHead) else partial(RidgeHead, alpha=strength)
         probabilities = cross_val_predict(maker, features, targets, folds=folds, groups=groups)

@@ -50,9 +50,11 @@ def print_check(result: CheckResult) -> None:
         console.print(f"[red]problem:[/red] {escape(problem)}")
     if manifest := result.manifest:
         left_out = "; ".join(f"{count:,}: {reason}" for reason, count in manifest.left_out.items()) or "none"
-        console.print(
-            f"Manifest: {escape(manifest.path)}, {manifest.images:,} images. Left out: {left_out}.", soft_wrap=True
-        )
+        written = f"{escape(manifest.path)}, {manifest.images:,} images. Left out: {left_out}."
+        console.print(f"Manifest: {written}", soft_wrap=True)
+        if manifest.merged:
+            merged = ", ".join(f"{old!r} is {new!r}" for old, new in manifest.merged.items())
+            console.print(f"Merged labels: {escape(merged)}.")
     if result.page:
         console.print(f"Page: {escape(result.page)}", soft_wrap=True)
     console.print("Training is not advisable yet." if result.problems else "No problems found: ready to train.")

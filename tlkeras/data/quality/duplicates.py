@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,15 @@ def find_duplicates(dataset: Dataset, thumbnails: np.ndarray) -> list[DuplicateG
     equal = [(rows, True, 1.0) for rows in find_exact_duplicates(digests)]
     near = [(group.rows, False, group.similarity) for group in find_near_duplicates(thumbnails, digests)]
     return [DuplicateGroup(*found, *_find_conflicts(dataset, found[0])) for found in equal + near]
+
+
+def merge_labels(
+    dataset: Dataset, groups: Sequence[DuplicateGroup], names: Mapping[str, str]
+) -> tuple[Dataset, list[DuplicateGroup]]:
+    """The dataset with classes that stand for others, and the groups of which labels then differ."""
+    targets = {task.name: task.merge_classes(dataset.targets[task.name], names) for task in dataset.tasks}
+    merged = replace(dataset, targets=targets)
+    return merged, [replace(group, conflicting=_find_conflicts(merged, group.rows)[0]) for group in groups]
 
 
 def _find_conflicts(dataset: Dataset, rows: Sequence[int]) -> tuple[bool, bool]:

@@ -59,4 +59,4 @@ from tlkeras.training.builders.heads import (
     training_seed,
 )
 from tlkeras.training.builders.preparation import make_strategy, plan, prepare, validate
-from tlkeras.training.builders.variants import locate_source, name_source
+from tlkeras.training.builders.variants import locate_source, merge_labels, name_source

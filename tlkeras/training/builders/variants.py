@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -70,6 +71,12 @@ def name_source(recipe: Recipe, source: str | Frame) -> tuple[Recipe, str]:
         return recipe, str(source)
     resolved = load_recipe(recipe, {"data.source": source, "data.root": "."})
     return resolved, resolved.data.source
+
+
+def merge_labels(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
+    """The recipe that gives labels other names, besides those that it gives already."""
+    labels = {old: names.get(new, new) for old, new in (recipe.data.labels or {}).items()}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"labels": {**names, **labels}})})
 
 
 def locate_source(recipe: Recipe, folder: str) -> Recipe:
