@@ -76,7 +76,7 @@ def test_the_recipe_has_the_options_of_each_head_with_equal_defaults(kind):
     """Both are written down, as scikit-learn needs parameters and a recipe is read without scikit-learn."""
     config = TypeAdapter(HeadConfig).validate_python({"kind": kind}).model_dump(exclude={"kind"})
     config["class_weight"] = None if config["class_weight"] == "none" else config["class_weight"]
-    parameters = make_head(kind).get_params()
+    parameters = make_head(kind).get_params(deep=False)
     assert {name: parameters.pop(name) for name in config} == config
     assert set(parameters) <= {"standardize", "seed", "fitting"}
 
