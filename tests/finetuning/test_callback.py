@@ -489,12 +489,12 @@ class Crash(keras.callbacks.Callback):
     ],
 )
 def test_after_a_crash_the_same_program_ends_with_the_same_bits(epoch, first, within, tmp_path):
-    """The second stage begins with the weights of the second epoch, and its own last one is not the best."""
+    """With dropout. The second stage begins with the weights of the second epoch; its last epoch is not its best."""
     values = [3, 1, 2, 0.5, 0.7, 0.6]
     schedule = Schedule((stage("head", epochs=3), stage("top", 1, epochs=2), stage("all", 3)), minimise=True)
 
     def run(folder, *crash):
-        model = make_model(connect_dense)
+        model = make_model()
         backup = keras.callbacks.BackupAndRestore(folder / "backup")
         unfreezing = GradualUnfreezing(schedule, "quality", history=folder / "schedule")
         both = [backup, unfreezing] if first else [unfreezing, backup]

@@ -125,7 +125,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         if self._find_best() == epoch:
             self._keep_weights()
         if self._folder:
-            self._folder.write(self.history)
+            self._folder.write(self.history, [np.array(state).tolist() for state in self._list_random_states()])
             self._folder.keep([self._find_best(), before])  # the weights of `fit` may be an epoch behind
         self._restore_best()
         self.model.stop_training = self.model.stop_training or self._locate() is None
@@ -159,6 +159,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
             if problems := list(self._find_problems_of_history()):
                 raise TlkerasError.from_problems("The schedule cannot run:", problems)
             self._restore_best()
+            for state, values in zip(self._list_random_states(), self._folder.read_random(epoch), strict=False):
+                state.assign(values)
         if self.history and not int(self.model.optimizer.iterations):
             raise TlkerasError(
                 "The optimizer has taken no step, but epochs are behind the model: its moments are lost.",
@@ -169,6 +171,10 @@ class GradualUnfreezing(keras.callbacks.Callback):
             )
         if self._find_best() == len(self.history) - 1:
             self._keep_weights()
+
+    def _list_random_states(self) -> list[keras.Variable]:
+        weights = {id(variable) for variable in self.model.weights}
+        return [variable for variable in self.model.variables if id(variable) not in weights]
 
     def _restore_best(self) -> None:
         """Go back to the weights of the best epoch where the schedule does, at the end of a stage."""

@@ -1,4 +1,4 @@
-"""The history of a fit on disk, and the best weights so far, so that a crash does not lose them."""
+"""The history of a fit on disk, the best weights so far and random states, so that a crash does not lose them."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,10 +14,11 @@ _FILE = "history.json"
 
 
 class HistoryFolder:
-    """A folder with the monitored value of every epoch, and the weights of the best epoch.
+    """A folder with the monitored value of every epoch, the weights of the best, and random states after the last two.
 
-    It may be one epoch ahead of the weights that a fit resumes from, whichever callback the crash came between: reading
-    drops what lies behind, and the best weights of the epoch before stay until the next one.
+    Keras saves no states of random layers. It may be one epoch ahead of the weights that a fit resumes from, whichever
+    callback the crash came between: reading drops what lies behind, and what belongs to the epoch before stays until
+    the next one.
     """
 
     def __init__(self, path: str | Path, monitor: str):
@@ -27,7 +28,7 @@ class HistoryFolder:
         """The values of the first epochs; TlkerasError if they are fewer, or of another monitored value."""
         if not epochs:
             return []
-        stored = json.loads(self._file.read_text()) if self._file.exists() else {"history": []}
+        stored = self._load()
         if stored.get("monitor", self.monitor) != self.monitor:
             rule = f"{self._file} is the history of another value."
             raise TlkerasError(rule, f"{stored['monitor']!r} for {self.monitor!r}", "Give another folder.")
@@ -39,6 +40,10 @@ class HistoryFolder:
             )
         return [float(value) for value in stored["history"][:epochs]]
 
+    def read_random(self, epochs: int) -> list[list[int]]:
+        """The states of random layers after so many epochs; none if they are not known."""
+        return self._load()["random"].get(str(epochs), [])
+
     def read_weights(self, epoch: int) -> list[np.ndarray] | None:
         """The weights of an epoch, as `model.set_weights` takes them; None if they are not there."""
         if not self._weights(epoch).exists():
@@ -46,11 +51,13 @@ class HistoryFolder:
         with np.load(self._weights(epoch)) as stored:
             return [stored[str(index)] for index in range(len(stored.files))]
 
-    def write(self, history: Sequence[float]) -> None:
-        """Replace the history."""
+    def write(self, history: Sequence[float], random: Sequence[Sequence[int]]) -> None:
+        """Replace the history, and add the states of random layers after it."""
+        done = len(history)
+        states = {str(done - 1): self.read_random(done - 1), str(done): list(map(list, random))}
         self.path.mkdir(parents=True, exist_ok=True)
         with atomic_write(self._file) as temporary:
-            temporary.write_text(json.dumps({"monitor": self.monitor, "history": list(history)}))
+            temporary.write_text(json.dumps({"monitor": self.monitor, "history": list(history), "random": states}))
 
     def write_weights(self, epoch: int, weights: Sequence[np.ndarray]) -> None:
         """Add the weights of an epoch."""
@@ -66,6 +73,9 @@ class HistoryFolder:
         kept = {self._weights(epoch) for epoch in epochs if epoch is not None}
         for path in set(self.path.glob("best-*.npz")) - kept:
             path.unlink()
+
+    def _load(self) -> dict[str, Any]:
+        return json.loads(self._file.read_text()) if self._file.exists() else {"history": [], "random": {}}
 
     @property
     def _file(self) -> Path:
