@@ -353,3 +353,55 @@ def test_one_path_for_two_variables_is_told():
 def test_wrappers_are_refused():
     with pytest.raises(TlkerasError, match=r"Received: LossScaleOptimizer. Scale the inner optimizer"):
         scale_learning_rates(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()))
+
+
+def store(optimizer) -> dict[str, np.ndarray]:
+    """As Keras writes it to a file, in an order of its own."""
+    found: dict[str, np.ndarray] = {}
+    optimizer.save_own_variables(found)
+    return found
+
+
+def make_trained(variables) -> ScaledOptimizer:
+    optimizer = scale_learning_rates(keras.optimizers.Adam(0.1), {variables[0].path: 0.5})
+    optimizer.build(variables)
+    optimizer.apply(draw_gradients(variables, 1), variables)
+    return optimizer
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["by path", "by order"])
+def test_a_state_of_more_variables_waits_for_them(known):
+    """As Keras loads it, built on what trains; by path the variables may be more than those, in any order."""
+    variables = make_variables()
+    trained = make_trained(variables[:2])
+    loaded = type(trained).from_config(trained.get_config() if known else {"learning_rate": 0.1})
+    loaded.build(variables[:1])
+    loaded.load_own_variables(store(trained))
+    assert int(loaded.iterations) == 0
+    if known:
+        assert loaded.get_config()["built_on"] == [variable.path for variable in variables[:2]]
+        whole = build_on(loaded, variables[:1], variables[::-1])
+    else:
+        whole = build_on(loaded, variables[:2])
+    assert all(map(np.array_equal, read(whole.variables), read(trained.variables)))
+    assert [variable.path for variable in whole._trainable_variables] == [one.path for one in variables[:2]]
+
+
+def test_a_state_of_other_variables_is_refused():
+    variables = make_variables()
+    trained = make_trained(variables[:2])
+    loaded = scale_learning_rates(keras.optimizers.Adam(0.1))
+    loaded.build(variables[:1])
+    loaded.load_own_variables(store(trained))
+    with pytest.raises(TlkerasError, match=r"state of the optimizer that was loaded belongs to other variables. Received"):
+        build_on(loaded, variables)
+
+
+def test_a_state_that_no_schedule_takes_up_is_not_dropped_without_a_word():
+    variables = make_variables()
+    trained = make_trained(variables)
+    loaded = type(trained).from_config(trained.get_config())
+    loaded.build(variables[1:])  # the first, which has a multiplier, was frozen since
+    loaded.load_own_variables(store(trained))
+    with pytest.warns(UserWarning, match=r"state that adam.* was saved with is dropped"):
+        loaded.apply(draw_gradients(variables, 1)[1:], variables[1:])
