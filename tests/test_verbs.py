@@ -8,12 +8,13 @@ import tlkeras
 from tlkeras.errors import RecipeError, TlkerasError
 
 PHOTO = "photos/day/0-000.png"
+TINY = {"backbone.name": "tiny", "backbone.weights": "none"}
 CALLS = {
     "ImageData": lambda run: tlkeras.ImageData({"data.source": "photos"}),
     "Predictor": lambda run: tlkeras.Predictor(run),  # noqa: PLW0108
     "Run": lambda run: tlkeras.Run(Path(run)),
     "TransferClassifier": lambda run: tlkeras.TransferClassifier("tiny"),
-    "check": lambda run: tlkeras.check("photos"),
+    "check": lambda run: tlkeras.check("photos", TINY),
     "compare": lambda run: tlkeras.compare([run, run]),
     "copy_recipe": lambda run: tlkeras.copy_recipe("quickstart", "copied.yaml"),
     "count_confusions": lambda run: tlkeras.count_confusions(run),  # noqa: PLW0108

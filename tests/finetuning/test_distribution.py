@@ -31,6 +31,7 @@ def run_on_two_devices(*cases):
     return results
 
 
+@pytest.mark.slow
 def test_two_devices_train_as_one_does():
     (result,) = run_on_two_devices("end to end").values()
     assert result["moved"] > 1e-5

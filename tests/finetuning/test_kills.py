@@ -131,8 +131,14 @@ def wait_until(process: Process, condition: Callable[[], bool], seconds: float =
 MOMENTS = (wait_for_start, wait_for_training, wait_for_saving, wait_for_clock, wait_for_saving)
 
 
-def test_three_kills_leave_no_trace(tmp_path):
-    """In the middle of a stage, while a checkpoint is written, and in mid-stage again."""
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param((wait_for_training, wait_for_saving, wait_for_training), marks=pytest.mark.slow, id="three times"),
+        pytest.param((wait_for_saving,), id="while a checkpoint is written"),
+    ],
+)
+def test_kills_leave_no_trace(moments, tmp_path):
     recipe = (
         RECIPE.replace("limit: 400", "limit: 120")
         .replace("epochs: 12", "epochs: 2")
@@ -141,7 +147,7 @@ def test_three_kills_leave_no_trace(tmp_path):
     whole, place = Workplace(tmp_path / "whole", recipe), Workplace(tmp_path / "killed", recipe)
     whole.finish_here()
     chance = random.Random(0)
-    for wait in (wait_for_training, wait_for_saving, wait_for_training):
+    for wait in moments:
         assert place.kill(wait, signal.SIGKILL, chance, 1.0), "the run ended before it was killed"
     tlkeras.resume(runs=place.folder)
     (expected, expected_tables), (weights, tables) = whole.read(), place.read()

@@ -393,7 +393,9 @@ def test_a_state_of_other_variables_is_refused():
     loaded = scale_learning_rates(keras.optimizers.Adam(0.1))
     loaded.build(variables[:1])
     loaded.load_own_variables(store(trained))
-    with pytest.raises(TlkerasError, match=r"state of the optimizer that was loaded belongs to other variables. Received"):
+    with pytest.raises(
+        TlkerasError, match=r"state of the optimizer that was loaded belongs to other variables. Received"
+    ):
         build_on(loaded, variables)
 
 

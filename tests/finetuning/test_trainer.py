@@ -345,6 +345,7 @@ def test_callbacks_see_the_run_as_fit_would_show_it():
     assert means == pytest.approx([row["loss"] for row in history])
 
 
+@pytest.mark.slow
 def test_callbacks_change_no_bits():
     plain, watched = make_network(), make_network()
     history = make_trainer(plain, STAGES[:2]).run()

@@ -77,6 +77,7 @@ def test_every_file_has_a_row_or_a_reason(run, whole):
     assert sorted(path.name for path in place.iterdir()) == ["out.csv", "out.rejected.csv", "photos"]
 
 
+@pytest.mark.slow
 def test_parquet_holds_the_same(run, whole, tmp_path):
     _, place = whole
     predict_to_file(run, [place / "photos"], tmp_path / "out.parquet", shard_size=7)
@@ -117,6 +118,7 @@ def test_predictions_before_an_interruption_or_a_full_disk_are_kept(run, folder,
     assert found.pop("/new.png") == "day" and found == there
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_while_the_table_is_written_keeps_all_predictions(run, folder, whole, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(28, os.strerror(28))

@@ -64,6 +64,7 @@ def test_shards_of_predictions_need_a_folder_and_an_engine(workplace):
         assert done.exit_code == 2 and "need a folder and an engine" in done.output
 
 
+@pytest.mark.slow
 def test_another_recipe_or_version_is_refused_by_what_differs(workplace):
     assert extract("out").exit_code == 0
     other = extract("out", "--set", "backbone.size=48")

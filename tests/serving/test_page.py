@@ -107,6 +107,7 @@ def browsing():
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+@pytest.mark.slow
 def test_a_dropped_image_shows_label_probabilities_and_heat_map(rest, samples, tmp_path):
     image = base64.b64encode(samples[0][0]).decode()
     with browsing() as browser:

@@ -35,6 +35,7 @@ def copy_version(exported, base, number):
     os.rename(base / f".tmp-{number}", base / str(number))
 
 
+@pytest.mark.slow
 def test_a_new_version_is_swapped_in_without_a_failure_and_a_bad_one_is_not(exported, samples, tmp_path, run_server):
     base = tmp_path / "photos"
     base.mkdir()

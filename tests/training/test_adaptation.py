@@ -69,7 +69,7 @@ def place(tmp_path_factory):
         yield folder
 
 
-@pytest.mark.parametrize("method", [pytest.param("coral", marks=pytest.mark.slow), "dann"])
+@pytest.mark.parametrize("method", ["coral", pytest.param("dann", marks=pytest.mark.slow)])
 def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys):
     changes = {
         "domain_adaptation.method": method,
@@ -110,6 +110,7 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys)
     assert exported.difference < 1e-3 and served is not None
 
 
+@pytest.mark.slow
 def test_there_is_one_figure_for_the_source_alone(place):
     """The column of the linear probe of an adapted run is what the run without adaptation measures."""
     changes = {"features.taps": [], "head": {"kind": "linear"}}
