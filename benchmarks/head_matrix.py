@@ -184,7 +184,9 @@ def _ask_head(cell: Cell, seed: int, fit: Rows, held: Rows | None, fresh: Rows) 
     head = make_head(cell.kind, class_weight="balanced" if cell.balanced else None, **seeded)
     if cell.selected:
         head = FeatureSelectingHead(head, "f_classif", keep=0.25, seed=seed)
-    validation = None if held is None else (held.X, held.y, held.weights.astype(float))
+    validation = None if held is None else (held.X, held.y, held.weights.astype(float), held.groups)
+    if held is not None and not cell.grouped:
+        validation = validation[:3]
     groups = fit.groups if cell.grouped else None
     head.fit(fit.X, fit.y, fit.weights.astype(float), validation=validation, groups=groups)
     return head.predict_proba(fresh.X).astype(np.float64)

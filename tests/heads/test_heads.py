@@ -303,7 +303,10 @@ def test_heads_are_scikit_learn_estimators(kind):
 
 @pytest.mark.parametrize("kind", SKILLED)
 def test_a_weight_of_two_is_a_row_twice(kind):
-    """With validation rows instead of folds, and with a given strength, as the chosen one depends on the count."""
+    """With validation rows instead of folds, and with a given strength, as the chosen one depends on the count.
+
+    Nearly: of how many rows a mean is known, two rows say more than one of weight two.
+    """
     (X, y), weights = make_data(), np.arange(240) % 3 + 1
     held = make_data(seed=1)
     options = {
@@ -315,7 +318,7 @@ def test_a_weight_of_two_is_a_row_twice(kind):
     validation = (*held, np.ones(240))
     weighed = make_head(kind, **options).fit(X, y, weights.astype(float), validation=validation)
     repeated = make_head(kind, **options).fit(X.repeat(weights, axis=0), y.repeat(weights), validation=validation)
-    np.testing.assert_allclose(weighed.predict_proba(held[0]), repeated.predict_proba(held[0]), atol=1e-4)
+    np.testing.assert_allclose(weighed.predict_proba(held[0]), repeated.predict_proba(held[0]), atol=1e-3)
 
 
 RUNS = {

@@ -84,7 +84,8 @@ class BaseHead(ClassifierMixin, BaseEstimator):
             X: Features.
             y: Class of each row, or 1 for each label that it has and 0 for the others.
             sample_weight: Weight of each row, in the loss and in every choice.
-            validation: Rows to choose, calibrate or stop by, instead of folds or of a part of the training rows.
+            validation: Rows to choose, calibrate or stop by, instead of folds or of a part of the training rows; with
+                their groups, if they have any.
             groups: Group of each row, (n,); no group is divided between a fold and the rest.
         """
         self.link_: LinkFunction = infer_link(y)
@@ -92,18 +93,19 @@ class BaseHead(ClassifierMixin, BaseEstimator):
             raise ValueError(f"A {self.kind} head separates classes: a row cannot have several labels.")
         X, y = self._validate_fit(X, y)
         self.classes_, codes = self.link_.encode(y)
-        rows, held = LabelledFeatures(X, codes, self._weigh(y, sample_weight)), None
+        groups = None if groups is None else np.asarray(groups)
+        rows, held = LabelledFeatures(X, codes, self._weigh(y, sample_weight), groups), None
         if validation is not None:
-            held_X, held_y, held_weights = validation
+            held_X, held_y, held_weights, *held_groups = validation
             held_codes = self.link_.transform(held_y, self.classes_)
             factors = self._class_factors(y, sample_weight, held_y)
-            held = LabelledFeatures(held_X, held_codes, np.asarray(held_weights) * factors)
+            held = LabelledFeatures(held_X, held_codes, np.asarray(held_weights) * factors, *held_groups)
         counted = self._find_counted(rows)
         if not counted.all():
-            rows, groups = rows.take(counted), None if groups is None else np.asarray(groups)[counted]
+            rows = rows.take(counted)
         self.scores_ = {}
         with threadpool_limits(1) if self._one_thread else nullcontext():
-            self._fit(rows, held, groups)
+            self._fit(rows, held)
         return self
 
     def _find_counted(self, rows: LabelledFeatures) -> np.ndarray:
@@ -131,7 +133,7 @@ class BaseHead(ClassifierMixin, BaseEstimator):
             return 1.0
         return compute_class_factors(y, sample_weight, self.class_weight)[np.searchsorted(self.classes_, held_y)]
 
-    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
+    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None) -> None:
         raise NotImplementedError
 
     def _predict_proba(self, X: np.ndarray) -> np.ndarray:
@@ -177,10 +179,12 @@ class VectorHead(BaseHead):
 
     _one_thread = True
     _calibrated: ClassVar[bool] = True
-    """Whether scores become probabilities by a scale and shifts; else they are logits."""
+    """Whether scores become probabilities by a scale and shifts; else they are logits, which get a scale alone."""
+    _one_against_rest: ClassVar[bool] = False
+    """Whether the score of each class comes from a problem of its own, so that they can be of different sizes."""
 
-    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
-        self.fit_folds(rows, list_folds(self.link_, rows, held, self.folds, self.seed, groups))
+    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None) -> None:
+        self.fit_folds(rows, list_folds(self.link_, rows, held, self.folds, self.seed))
 
     def fit_folds(self, rows: LabelledFeatures, parts: Sequence[Fold]) -> None:
         """Choose by the rows that folds hold out, fit on all rows, and calibrate on the scores of the held-out rows.
@@ -192,12 +196,14 @@ class VectorHead(BaseHead):
         choice = None
         if calibrated or len(candidates) > 1:
             scoring = (self._score_fold, self._loss_weights)
-            choice = choose(self.link_, candidates, parts, *scoring, calibrated=calibrated)
+            by_class = self._one_against_rest
+            choice = choose(self.link_, candidates, parts, *scoring, calibrated=calibrated, by_class=by_class)
         self._fit_candidate(rows, self._fall_back(candidates) if choice is None else choice.candidate)
         if choice is not None:
             self._keep_losses(choice.candidate, choice.losses)
-        if calibrated:
-            self._scale(*(self._calibrate_without_folds(rows) if choice is None else (choice.scale, choice.shift)))
+            self._scale(choice.scale, choice.shift)
+        elif calibrated:
+            self._scale(*self._calibrate_without_folds(rows))
 
     def _list_candidates(self, rows: LabelledFeatures) -> list[Hyperparameters]:
         """What is chosen from, from the strongest regularisation to the weakest."""
@@ -224,7 +230,7 @@ class VectorHead(BaseHead):
 
     def _calibrate_without_folds(self, rows: LabelledFeatures) -> tuple[np.ndarray, np.ndarray]:
         """Scale (k,) and shift (k,) where no row can be held out."""
-        return calibrate(self.link_, self._logits(rows.X), rows.codes, rows.weights)
+        return calibrate(self.link_, rows._replace(X=self._logits(rows.X)))
 
     def _scale(self, scale: np.ndarray, shift: np.ndarray) -> None:
         raise NotImplementedError

@@ -50,11 +50,11 @@ class KerasHead(BaseHead):
         """The layers between standardised features and logits."""
         raise NotImplementedError
 
-    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
+    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None) -> None:
         import keras
 
         fitting = self.fitting
-        train, held = (rows, held) if held is not None else self._hold_out(rows, groups)
+        train, held = (rows, held) if held is not None else self._hold_out(rows)
         keras.utils.set_random_seed(fitting.seed)
         self.model_ = self._build(train.X)
         steps = fitting.epochs * -(-len(train.X) // fitting.batch_size)
@@ -75,7 +75,7 @@ class KerasHead(BaseHead):
                 train.X,
                 train.codes,
                 sample_weight=train.weights,
-                validation_data=tuple(held),
+                validation_data=(held.X, held.codes, held.weights),
                 epochs=self.fitting.epochs,
                 batch_size=self.fitting.batch_size,
                 callbacks=[stopping, ticking],
@@ -83,13 +83,13 @@ class KerasHead(BaseHead):
             )
         return {name: [float(value) for value in values] for name, values in history.history.items()}
 
-    def _hold_out(self, rows: LabelledFeatures, groups: np.ndarray | None) -> tuple[LabelledFeatures, LabelledFeatures]:
+    def _hold_out(self, rows: LabelledFeatures) -> tuple[LabelledFeatures, LabelledFeatures]:
         strata = self.link_.group_rows(rows.codes)
         counts = np.bincount(strata)
         share = max(0.1, len(counts) / len(rows.codes))
         seed = self.fitting.seed
-        if groups is not None:
-            parts = make_folds(strata, round(1 / share), seed, groups)
+        if rows.groups is not None:
+            parts = make_folds(strata, round(1 / share), seed, rows.groups)
             parts = [(fit, held) for fit, held in parts if rows.weights[fit].any() and rows.weights[held].any()]
             fit, held = parts[0] if parts else (None, None)
         elif counts.min() < 2 or share > 0.5:

@@ -72,25 +72,25 @@ class FeatureSelectingHead(BaseHead):
         self.head_.classes_ = self.classes_
         return self.head_._class_factors(y, sample_weight, held_y)
 
-    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
+    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None) -> None:
         head = self.head_
         if isinstance(head, KerasHead) and held is None:
-            rows, held = head._hold_out(rows, groups)
+            rows, held = head._hold_out(rows)
         self.chosen_ = self._select(rows)
         head.link_, head.classes_, head.scores_ = self.link_, self.classes_, {}
         head.n_features_in_ = len(self.chosen_)
         kept = rows.reduce(self.chosen_)
         if isinstance(head, VectorHead):
-            parts = list_folds(self.link_, rows, held, self.folds, self.seed, groups)
+            parts = list_folds(self.link_, rows, held, self.folds, self.seed)
             selected = [self.chosen_ if part.fit is None else self._select(part.fit_rows()) for part in parts]
             with threadpool_limits(1) if head._one_thread else nullcontext():
                 head.fit_folds(kept, [part.select(columns) for part, columns in zip(parts, selected, strict=True)])
         else:
-            head._fit(kept, held and held.reduce(self.chosen_), groups)
+            head._fit(kept, held and held.reduce(self.chosen_))
         self.scores_ = head.scores_
 
     def _select(self, rows: LabelledFeatures) -> np.ndarray:
-        scores = score_columns(self.link_, *rows, self.method)
+        scores = score_columns(self.link_, rows.X, rows.codes, rows.weights, self.method)
         count = max(1, round(self.keep * rows.X.shape[1]))
         return np.sort(np.argsort(-scores, kind="stable")[:count])
 

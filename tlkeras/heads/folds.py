@@ -13,8 +13,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 from tlkeras.heads.link_functions import LinkFunction, infer_link
 from tlkeras.progress import progress_bar
 
-LabelledRows = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Features (n, d) or maps (n, h, w, c), class values (n,) or indicators (n, k), and weights (n,)."""
+LabelledRows = tuple[np.ndarray, ...]
+"""Features (n, d) or maps (n, h, w, c), class values (n,) or indicators (n, k), weights (n,), maybe groups (n,)."""
 
 
 ClassWeight = Mapping[Any, float] | Literal["balanced"] | None
@@ -61,10 +61,12 @@ class LabelledFeatures(NamedTuple):
     X: np.ndarray  # features (n, d), or maps (n, h, w, c)
     codes: np.ndarray  # targets as the link encodes them, (n,) or (n, k)
     weights: np.ndarray  # (n,)
+    groups: np.ndarray | None = None  # of rows that are alike, (n,); None where each stands alone
 
     def take(self, chosen: np.ndarray) -> LabelledFeatures:
         """Some of the rows."""
-        return LabelledFeatures(self.X[chosen], self.codes[chosen], self.weights[chosen])
+        groups = None if self.groups is None else self.groups[chosen]
+        return LabelledFeatures(self.X[chosen], self.codes[chosen], self.weights[chosen], groups)
 
     def reduce(self, columns: np.ndarray | None) -> LabelledFeatures:
         """Some of the columns; all of them for None."""
@@ -99,17 +101,12 @@ class Fold:
 
 
 def list_folds(
-    link: LinkFunction,
-    rows: LabelledFeatures,
-    held: LabelledFeatures | None,
-    folds: int,
-    seed: int,
-    groups: np.ndarray | None,
+    link: LinkFunction, rows: LabelledFeatures, held: LabelledFeatures | None, folds: int, seed: int
 ) -> list[Fold]:
     """The folds of rows; validation rows, where they are given, are the only fold."""
     if held is not None:
         return [Fold(rows, None, held)]
-    parts = make_folds(link.group_rows(rows.codes), folds, seed, groups)
+    parts = make_folds(link.group_rows(rows.codes), folds, seed, rows.groups)
     return [Fold(rows, fit, out) for fit, out in parts if rows.weights[fit].any()]
 
 

@@ -111,8 +111,13 @@ class KernelHead(VectorHead):
     def _calibrated(self) -> bool:  # type: ignore[override]
         return _SOLVERS[self.solver]._calibrated
 
+    @property
+    def _one_against_rest(self) -> bool:  # type: ignore[override]
+        return self.solver != "logistic"
+
     def _make_solver(self) -> LinearClassifierHead:
         head = _SOLVERS[self.solver](standardize=False)
+        head._by_means = False  # in-sample every row has a direction of its own, which says nothing of other rows
         head.link_, head.classes_, head.scores_, head._factors = self.link_, self.classes_, {}, None
         return head
 

@@ -15,6 +15,15 @@ from sklearn.linear_model import LogisticRegression
 
 from tlkeras.config.schema.heads import AutoStrength
 from tlkeras.heads.base import HeadResult, LinearClassifierHead, make_dense
+from tlkeras.heads.class_means import (
+    ClassClouds,
+    average_classes,
+    count_all_rows,
+    count_rows,
+    deflate,
+    measure_freedom,
+    measure_likeness,
+)
 from tlkeras.heads.folds import (
     LabelledFeatures,
     LabelledRows,
@@ -104,7 +113,9 @@ def _follow_path(X: np.ndarray, y: np.ndarray, weights: np.ndarray, strengths: S
 
 @dataclass(eq=False, repr=False)
 class RidgeHead(LinearClassifierHead):
-    """Least squares on the indicators of classes with an L2 penalty; the intercept is not penalised.
+    """Least squares on the indicators of classes with an L2 penalty, and discriminants of its fitted values.
+
+    The intercept is not penalised. Of several labels, scores are the fitted values.
 
     Args:
         alpha: Strength of the penalty as in scikit-learn's Ridge; "auto": the half decade with the least held-out log
@@ -113,12 +124,16 @@ class RidgeHead(LinearClassifierHead):
 
     alpha: AutoStrength = "auto"
 
+    _by_means = True  # of classes; else scores are the fitted values themselves
     kind = "ridge"
     strength_name = "alpha"
     strengths = np.logspace(7, -1, 17)
     fallback = 1e3
 
     def _solve_path(self, rows: LabelledFeatures, strengths: Sequence[float]) -> Iterator[LinearMap]:
+        if self._by_means and not self.link_.several:
+            yield from _discriminate(rows, len(self.classes_), strengths)
+            return
         targets = self.link_.indicators(rows.codes, len(self.classes_))
         factors = factorise(rows.X, targets, rows.weights)
         for alpha in strengths:
@@ -126,6 +141,28 @@ class RidgeHead(LinearClassifierHead):
             # the shares of classes differ between folds by more than strongly penalised scores do: calibration
             # gives the intercept
             yield kernel, bias - factors.offset
+
+
+def _discriminate(rows: LabelledFeatures, classes: int, strengths: Sequence[float]) -> Iterator[LinearMap]:
+    """Scores of classes for each strength, by the directions of ridge regression on their indicators.
+
+    Of two classes they are the same but for the scale. Of more, least squares would hide a class between others, and
+    score rare ones low: the fitted values are discriminated once more, by which class means are compared in the metric
+    of the covariance within classes and the penalty (Hastie, Buja and Tibshirani, Annals of Statistics 23, 1995).
+    """
+    likeness = measure_likeness(rows)
+    counts, known = count_rows(rows, classes, likeness), count_all_rows(rows, likeness**2)
+    means = average_classes(rows, classes).astype(np.float64)
+    within = rows.X - means[rows.codes]
+    squares, directions = np.linalg.eigh((within * rows.weights[:, None]).T @ within)
+    squares, turned = np.maximum(squares, 0), directions.T @ means.T
+    freedom, total = measure_freedom(rows, counts), rows.weights.sum()
+    for alpha in strengths:
+        left = float(np.sum(squares / (squares + alpha)))
+        kernel = directions @ (turned / (squares + alpha)[:, None])
+        level = total * (deflate(left, freedom * known) if freedom else 1)
+        clouds = ClassClouds(means, level * kernel, counts, left / freedom if freedom else 0.0)
+        yield clouds.predict(clouds.estimate_signal())
 
 
 class RidgeFactors(NamedTuple):
@@ -270,6 +307,7 @@ class LinearSVMHead(LinearClassifierHead):
 
     kind = "svm"
     strength_name = "C"
+    _one_against_rest = True
     strengths = np.logspace(-6, 1, 15)
     fallback = 1e-3
 

@@ -12,10 +12,21 @@ from sklearn.utils.validation import check_is_fitted
 
 from tlkeras.config.schema.heads import AutoShrinkage
 from tlkeras.heads.base import HeadResult, LinearClassifierHead, VectorHead, finish_layers
+from tlkeras.heads.class_means import (
+    ClassClouds,
+    average_classes,
+    count_all_rows,
+    count_rows,
+    deflate,
+    measure_clouds,
+    measure_freedom,
+    measure_likeness,
+    measure_spread,
+)
 from tlkeras.heads.folds import Fold, LabelledFeatures
 from tlkeras.heads.held_out import Hyperparameters
 from tlkeras.heads.link_functions import LinearMap
-from tlkeras.heads.scaling import AffineTransform, count_rows, fit_standardizer, moderate_deviation
+from tlkeras.heads.scaling import AffineTransform, fit_standardizer, moderate_deviation
 
 if TYPE_CHECKING:
     import keras
@@ -25,38 +36,44 @@ class ClassMeanHead(LinearClassifierHead):
     """A head whose score of a class is that of a normal cloud around its mean; subclasses give `_transform`.
 
     Columns are scaled by their deviation within classes; below three rows a class, where that is hardly known, by that
-    of all rows. The squared length of a mean of m rows is longer by an m-th of their variance, which is taken off: else
-    rare classes would seem farther away (Chan and Hall, Biometrika 96, 2009). Shares of the classes come from the
-    calibration, as those of a fold are low for what it holds out.
+    of all rows. How sure scores are goes by the number of rows of each mean: see `ClassClouds`. Shares of the classes
+    come from the calibration, as those of a fold are low for what it holds out.
     """
 
     supports_multilabel = False
 
     def _list_candidates(self, rows: LabelledFeatures) -> list[Hyperparameters]:
-        self._within = len(rows.X) >= 3 * len(self.classes_)  # for all folds alike, so that scores are of one size
+        # for all folds alike, so that scores are of one size
+        self._within = len(rows.X) >= 3 * len(self.classes_)
+        self._likeness = measure_likeness(rows)
+        self._signal = 0.0
+        if self._within:
+            frame = self._fit_frame(rows)
+            rows = rows._replace(X=frame.apply(rows.X))
+            self._signal = self._measure_clouds(rows).estimate_signal()
         return super()._list_candidates(rows)
 
-    def _count_freedom(self, rows: LabelledFeatures) -> float:
-        """Degrees of freedom of the variance within classes; 0 where it is not used."""
-        freedom = count_rows(rows.weights) - len(self.classes_)
-        return freedom if self._within and freedom >= 1 else 0.0
+    def _measure_freedom(self, rows: LabelledFeatures) -> float:
+        """The expected mean squared deviation from class means, as a share of the variance; 0 if it is not used."""
+        return measure_freedom(rows, count_rows(rows, len(self.classes_), self._likeness)) if self._within else 0.0
 
     def _fit_frame(self, rows: LabelledFeatures) -> AffineTransform:
-        freedom = self._count_freedom(rows)
+        freedom = self._measure_freedom(rows)
         if not freedom or not self.standardize:
             return super()._fit_frame(rows)
         means = average_classes(rows, len(self.classes_))
-        squares = np.average((rows.X - means[rows.codes]) ** 2, axis=0, weights=rows.weights)
-        variance = squares * count_rows(rows.weights) / freedom
-        scale = moderate_deviation(rows.X.mean(axis=0), variance, freedom, added=len(self.classes_))
+        variance = np.average((rows.X - means[rows.codes]) ** 2, axis=0, weights=rows.weights) / freedom
+        known = freedom * len(rows.X)
+        scale = moderate_deviation(rows.X.mean(axis=0), variance, known, added=len(self.classes_))
         return fit_standardizer(rows.X, rows.weights, scale=scale.astype(rows.X.dtype))
 
-    def _solve_path(self, rows: LabelledFeatures, strengths: Sequence[float]) -> Iterator[LinearMap]:
+    def _measure_clouds(self, rows: LabelledFeatures) -> ClassClouds:
         means = average_classes(rows, len(self.classes_)).astype(np.float64)
-        kernel, spread = self._transform(rows, means, self._count_freedom(rows))
-        shares = np.bincount(rows.codes, rows.weights, len(self.classes_)) / rows.weights.sum()
-        counts = shares * count_rows(rows.weights)
-        yield kernel, -0.5 * (np.sum(means.T * kernel, axis=0) - spread / np.maximum(counts, 1))
+        kernel, spread = self._transform(rows, means, self._measure_freedom(rows))
+        return ClassClouds(means, kernel, count_rows(rows, len(self.classes_), self._likeness), spread)
+
+    def _solve_path(self, rows: LabelledFeatures, strengths: Sequence[float]) -> Iterator[LinearMap]:
+        yield self._measure_clouds(rows).predict(self._signal)
 
     def _transform(self, rows: LabelledFeatures, means: np.ndarray, freedom: float) -> tuple[np.ndarray, float]:
         """Means (k, d) times the inverse covariance, (d, k), and the variance of rows there, all columns added."""
@@ -69,9 +86,7 @@ class CentroidHead(ClassMeanHead):
     kind = "centroid"
 
     def _transform(self, rows: LabelledFeatures, means: np.ndarray, freedom: float) -> tuple[np.ndarray, float]:
-        lengths = np.sum((rows.X - means[rows.codes]) ** 2, axis=1)
-        spread = np.average(lengths, weights=rows.weights) * count_rows(rows.weights)
-        return means.T, float(spread) / freedom if freedom else 0.0
+        return means.T, measure_spread(rows, means) / freedom if freedom else 0.0
 
 
 @dataclass(eq=False, repr=False)
@@ -102,29 +117,37 @@ class LdaHead(ClassMeanHead):
         width = self.n_features_in_  # of the features themselves, not of the fewer directions in which rows lie
         share = estimate_shrinkage(within, covariance, width) if self.shrinkage == "auto" else self.shrinkage
         self.shrinkage_ = share
-        covariance *= count_rows(rows.weights) / freedom
+        covariance /= freedom
         level = np.trace(covariance) / width or 1.0
         shrunken = (1 - share) * covariance
         shrunken[np.diag_indices_from(shrunken)] += (share + 1e-9) * level
         factor = cho_factor(shrunken)
-        return cho_solve(factor, means.T), float(np.trace(cho_solve(factor, covariance)))
+        whitened = cho_solve(factor, covariance)
+        spread, known = float(np.trace(whitened)), freedom * count_all_rows(rows, self._likeness**2)
+        return deflate((1 - share) * spread, known) * cho_solve(factor, means.T), spread
 
     def summarize(self) -> HeadResult:
         return HeadResult(self.kind, {"shrinkage": self.shrinkage_})
 
 
 class CosineHead(VectorHead):
-    """Cosine to the mean direction of each class, after the overall mean is subtracted: for one to twenty examples.
+    """Cosine to the mean direction of each class from the mean of class means: for one to twenty examples.
 
     That is SimpleShot (Wang et al., arXiv 1911.04623, 2019). Its scale is calibrated on held-out rows, else 10.
 
     Attributes:
-        mean_: Mean of all rows, (d,).
+        mean_: Mean of the class means, (d,).
         kernel_, bias_: The map from unit vectors to logits, shapes (d, k) and (k,).
     """
 
     kind = "cosine"
     supports_multilabel = False
+
+    def _list_candidates(self, rows: LabelledFeatures) -> list[Hyperparameters]:
+        self._within = len(rows.X) >= 3 * len(self.classes_)
+        self._likeness = measure_likeness(rows)
+        self._signal = self._measure_clouds(self._center(rows)[1]).estimate_signal()
+        return super()._list_candidates(rows)
 
     def _score_fold(self, part: Fold, candidates: list[Hyperparameters]) -> list[np.ndarray]:
         rows = part.fit_rows()
@@ -145,9 +168,18 @@ class CosineHead(VectorHead):
         self.kernel_, self.bias_ = self.kernel_ * scale, shift
 
     def _find_directions(self, rows: LabelledFeatures) -> tuple[np.ndarray, np.ndarray]:
-        mean = np.average(rows.X, axis=0, weights=rows.weights)
-        centred = rows._replace(X=normalize_rows(rows.X - mean))
-        return mean, normalize_rows(average_classes(centred, len(self.classes_))).T
+        """The mean (d,) of class means, and directions (d, k) as long as they are sure: see `ClassClouds`."""
+        mean, unit = self._center(rows)
+        clouds = self._measure_clouds(unit)
+        return mean, normalize_rows(clouds.means).T * np.sqrt(clouds.measure_certainty(self._signal))
+
+    def _center(self, rows: LabelledFeatures) -> tuple[np.ndarray, LabelledFeatures]:
+        # that of all rows would leave the most frequent class without a direction
+        mean = average_classes(rows, len(self.classes_)).mean(axis=0)
+        return mean, rows._replace(X=normalize_rows(rows.X - mean))
+
+    def _measure_clouds(self, unit: LabelledFeatures) -> ClassClouds:
+        return measure_clouds(unit, len(self.classes_), self._likeness if self._within else None)
 
     def _logits(self, X: np.ndarray) -> np.ndarray:
         return normalize_rows(X - self.mean_) @ self.kernel_ + self.bias_
@@ -172,15 +204,6 @@ def estimate_shrinkage(X: np.ndarray, covariance: np.ndarray, width: int) -> flo
     noise = (float(np.sum(np.sum(X**2, axis=1) ** 2)) / len(X) - squares) / len(X)
     spread = squares - float(np.trace(covariance)) ** 2 / width
     return float(np.clip(noise / spread, 0, 1)) if spread > 0 else 1.0
-
-
-def average_classes(rows: LabelledFeatures, classes: int) -> np.ndarray:
-    """Weighted mean of each class, (k, d); a class of weight zero has the mean of all."""
-    members = np.zeros((classes, len(rows.codes)), rows.X.dtype)
-    members[rows.codes, np.arange(len(rows.codes))] = rows.weights
-    totals = members.sum(axis=1, keepdims=True)
-    means = members @ rows.X / np.where(totals > 0, totals, 1)
-    return np.where(totals > 0, means, np.average(rows.X, axis=0, weights=rows.weights))
 
 
 def normalize_rows(X: np.ndarray) -> np.ndarray:

@@ -97,7 +97,11 @@ def fit_heads(make: Callable[[], Any], dataset: Dataset, parts: Mapping[str, Spl
 
 def _fit(head: Any, dataset: Dataset, task: Task, parts: Mapping[str, SplitFeatures]) -> Head:
     rows, train = parts["train"].take(dataset, task)
-    held = parts["validation"].take(dataset, task)[1] if "validation" in parts else None
+    held = None
+    if "validation" in parts:
+        held_rows, held = parts["validation"].take(dataset, task)
+        held_groups = find_groups(dataset, held_rows)
+        held = held if held_groups is None else (*held, held_groups)
     target = parts.get(TARGET)
     return head.fit(
         *train,
