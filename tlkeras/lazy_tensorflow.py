@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from tlkeras.errors import TlkerasError
+from tlkeras.progress import is_visible
 
 _seconds = 0.0
 
@@ -25,6 +26,8 @@ def import_tensorflow_quietly() -> None:
     if "tensorflow" in sys.modules:
         return
     start = time.perf_counter()
+    if is_visible():
+        print("Loading TensorFlow (about 6 s) ...", file=sys.stderr, flush=True)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with silence_stderr():
         import keras  # noqa: F401

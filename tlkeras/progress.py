@@ -16,6 +16,11 @@ def set_visible(visible: bool | None = True) -> None:
     _visible = visible
 
 
+def is_visible() -> bool:
+    """Whether bars are drawn."""
+    return _is_watched() if _visible is None else _visible
+
+
 def _is_watched() -> bool:
     return _is_notebook() or hasattr(sys, "ps1") or sys.stderr.isatty()
 
@@ -38,7 +43,7 @@ def hide() -> Iterator[None]:
 @contextmanager
 def progress_bar(description: str, total: int, unit: str = "steps") -> Iterator[Callable[[int], None]]:
     """Yield `advance(n)`, which moves a bar of `total` units by `n`."""
-    if total == 0 or not (_is_watched() if _visible is None else _visible):
+    if total == 0 or not is_visible():
         yield lambda n: None
         return
     from rich.console import Console

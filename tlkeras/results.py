@@ -54,7 +54,7 @@ class Table(tuple[_Row, ...]):
         """A row per result and a column per attribute; MissingExtraError without pandas."""
         return make_frame(self.to_dicts())
 
-    def to_dicts(self) -> list[dict[str, Any]]:
+    def to_dicts(self) -> list[Any]:
         """The results as plain values."""
         return [to_plain(row) for row in self]
 

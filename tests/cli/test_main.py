@@ -1,6 +1,7 @@
 """The command line: commands, their JSON, and the sentence and exit code of every failure."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 
 from tlkeras.cli.main import main
 from tlkeras.cli.tables.runs import print_predictions
+from tlkeras.config.recipe import load_recipe
 from tlkeras.inference.results import ImagePrediction, PredictionResult, TaskPrediction
 
 
@@ -156,7 +158,7 @@ def test_cache_is_listed_and_pruned(workplace, call, monkeypatch):
         (["export", "nothing-01"], 5, "nothing-01"),
         (["predict", "latest", "x.png"], 5, "finished run"),
         (["backbones", "show", "vgg61"], 4, "Did you mean 'vgg1"),
-        (["trian"], 2, "No such command"),
+        (["trian"], 2, "Did you mean 'train'?"),
     ],
 )
 def test_failures_have_sentences_and_stable_codes(workplace, call, arguments, code, message):
@@ -244,3 +246,36 @@ def test_predictions_of_a_number_alone_are_printed(capsys):
     )
     print_predictions(PredictionResult("grades-01", None, (image,), ()))
     assert {"a.png", "3.2"} <= set(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_help_lists_every_command_in_a_line():
+    shown = CliRunner().invoke(main, ["--help"]).output
+    for name, command in main.commands.items():
+        assert len(command.short_help) < 60 and re.search(rf"^  {name} +{re.escape(command.short_help)}$", shown, re.M)
+    assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("classify", "predict"), ("trian", "train"), ("runs", "ls"), ("init", "cp"), ("tflite", "export")],
+)
+def test_other_words_for_commands_are_understood(word, meant):
+    done = CliRunner().invoke(main, [word])
+    assert done.exit_code == 2 and f"Did you mean {meant!r}?" in done.output
+
+
+def test_a_copied_recipe_has_its_images(workplace):
+    done = CliRunner().invoke(main, ["cp", "fine_tune", "own.yaml", "--data", "a: b # c"])
+    assert done.exit_code == 0 and load_recipe("own.yaml").data.source == "a: b # c"
+    assert load_recipe("own.yaml", {"data.source": "elpv", "name": "fine_tune"}) == load_recipe("fine_tune")
+
+
+def test_images_and_name_are_short_options(workplace):
+    small = ["--set", "backbone.name=tiny", "--set", "backbone.weights=none", "--set", "data.split_tolerance=0"]
+    done = CliRunner().invoke(main, ["train", "linear_probe", "--data", "photos/", "--name", "cats", *small])
+    assert done.exit_code == 0 and "% right" in done.stdout.splitlines()[0]
+    assert "tlkeras report cats-01" in done.output
+    done = CliRunner().invoke(main, ["train", "photos/", *small])
+    assert done.exit_code == 0 and "tlkeras report photos-01" in done.output
+    done = CliRunner().invoke(main, ["train", "--resume", "latest", "--name", "x"])
+    assert done.exit_code == 2 and "--name" in done.output

@@ -108,7 +108,7 @@ def test_all_problems_at_once_with_lines_and_nearest_names(write):
         ("data.source", "", "at least 1 character"),
         ("data.seed", 1.5, "valid integer"),
         ("data.seed", True, "valid integer"),
-        ("head", "linear", "head"),
+        ("head", 3, "head"),
         ("name", "../evil", "name"),
         ("name.x", 1, "name is a value and has no keys inside"),
         ("nonsense", 1, "unknown key 'nonsense'"),
@@ -232,3 +232,11 @@ def test_old_values_get_the_new_ones_as_suggestion(write):
     stages = [{"name": "a", "unfreeze": 1, "epochs": 1, "backbone_ratio": 1.0}]
     with pytest.raises(RecipeError, match="Did you mean 'backbone_lr_multiplier'"):
         load_recipe(write(GOOD), {"finetuning.stages": stages})
+
+
+@pytest.mark.parametrize("key", ["head", "finetuning.loss", "finetuning.regularizer"])
+def test_a_word_alone_is_the_kind(key):
+    word = {"head": "deep", "finetuning.loss": "focal", "finetuning.regularizer": "bss"}[key]
+    assert load_recipe("fine_tune", {key: word}) == load_recipe("fine_tune", {key: {"kind": word}})
+    with pytest.raises(RecipeError, match=f"unknown {key}.kind 'nothing'"):
+        load_recipe("fine_tune", {key: "nothing"})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tlkeras.data.cells import list_classes, sort_names
 from tlkeras.data.sources.folders import read_table
 from tlkeras.data.tables import build_dataset, drop_unlabelled
-from tlkeras.data.tasks import MultiLabelTask, Task, explain_order, list_classes, make_task, sort_names
+from tlkeras.data.tasks import MultiLabelTask, Task, explain_order, make_task
 from tlkeras.errors import DataError
 
 LABELS = MultiLabelTask("tags", ("cat", "dog", "night"), "|")

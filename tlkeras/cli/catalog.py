@@ -26,13 +26,14 @@ def ls(runs: str, as_json: bool) -> None:
 @click.command()
 @click.argument("recipe")
 @click.argument("target", type=click.Path())
-def cp(recipe: str, target: str) -> None:
+@click.option("--data", metavar="DATA", help="Your images, written into the copy as its data.source.")
+def cp(recipe: str, target: str, data: str | None) -> None:
     """Copy RECIPE, as installed, to the file TARGET; nothing is overwritten.
 
     \b
-    Example: tlkeras cp quickstart mine.yaml
+    Example: tlkeras cp linear_probe mine.yaml --data photos/
     """
-    path = tlkeras.copy_recipe(recipe, target)
+    path = tlkeras.copy_recipe(recipe, target, data)
     click.echo(f"Copied to {path}. Next: tlkeras check {path}")
 
 

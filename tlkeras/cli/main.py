@@ -6,11 +6,57 @@ from typing import Any
 import click
 
 from tlkeras.cli import catalog, diagnostics, runs
-from tlkeras.errors import TlkerasError
+from tlkeras.errors import TlkerasError, suggest
 
 INTERRUPTED = 130
 UNEXPECTED = 70
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
+
+
+_GROUPS: dict[str, dict[click.Command, str]] = {
+    "Data": {
+        diagnostics.check: "Find damaged images, copies and wrong labels.",
+        diagnostics.show: "Show schedule, augmentation or features of a recipe.",
+        catalog.pack: "Pack images into few large TFRecord files.",
+        catalog.data_service: "Decode images for trainings on other machines.",
+    },
+    "Train": {
+        diagnostics.recommend: "Recommend a pretrained network for your images.",
+        catalog.cp: "Copy a shipped recipe into a file of your own.",
+        runs.train: "Train a recipe, or a linear probe on your images.",
+        diagnostics.find_lr: "Suggest a learning rate for a stage.",
+        runs.tune: "Search a recipe's values on the validation split.",
+    },
+    "Judge": {
+        runs.evaluate: "Evaluate a run on held-out or on other images.",
+        runs.report: "Write a page on a run: figures, mistakes, advice.",
+        runs.compare: "Say whether a run is better than another.",
+        runs.predict: "Classify images with a run or a served model.",
+    },
+    "Ship": {
+        runs.export: "Export a run for TensorFlow Serving and others.",
+        runs.serve: "Serve an exported model, with a page to try it on.",
+    },
+    "Store": {
+        catalog.ls: "List recipes and runs.",
+        catalog.backbones: "List pretrained networks, or look into one.",
+        catalog.features: "Extract features of any number of images.",
+        catalog.cache: "List or prune the cache of frozen activations.",
+    },
+}
+"""The commands in the order of a person's way, each with its line in the help."""
+_SYNONYMS = {
+    **dict.fromkeys(("classify", "infer", "test"), "predict"),
+    **dict.fromkeys(("runs", "list", "recipes"), "ls"),
+    **dict.fromkeys(("init", "new", "create", "copy"), "cp"),
+    **dict.fromkeys(("fit", "finetune", "fine-tune"), "train"),
+    **dict.fromkeys(("tflite", "convert", "save"), "export"),
+    **dict.fromkeys(("validate", "eval", "score"), "evaluate"),
+    **dict.fromkeys(("search", "sweep", "optimize"), "tune"),
+    **dict.fromkeys(("models", "networks"), "backbones"),
+    **dict.fromkeys(("doctor", "inspect", "clean"), "check"),
+    **dict.fromkeys(("lr-find", "lr_find"), "find-lr"),
+}
 
 
 class Commands(click.Group):
@@ -32,6 +78,23 @@ class Commands(click.Group):
             message = f"Unexpected error: {type(error).__name__}: {error}\nRun `tlkeras --debug ...` to see where."
             self._leave(context, message, UNEXPECTED)
 
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first argument names; an unknown one is refused with the nearest name or meaning."""
+        name = args[0]
+        if self.get_command(context, name) is None and not name.startswith("-"):
+            near = _SYNONYMS.get(name)
+            hint = f"Did you mean {near!r}?" if near else suggest(name, self.commands)
+            raise click.UsageError(f"No command called {name!r}. {hint}", context)
+        return super().resolve_command(context, args)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands by group, in the order of a person's way."""
+        for title, group in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(command.name or "", text) for command, text in group.items()])
+
     def _leave(self, context: click.Context, message: str, code: int) -> None:
         if context.params.get("debug"):
             traceback.print_exc()
@@ -47,9 +110,10 @@ def main(debug: bool, quiet: bool) -> None:
     """From a folder of images to a served classifier, by transfer learning.
 
     \b
-    tlkeras train quickstart                      train the shipped example
-    tlkeras cp quickstart mine.yaml               make a recipe of your own
-    tlkeras train mine.yaml --set catalog.source=photos/
+    tlkeras train quickstart                       train the shipped example
+    tlkeras check photos/                          look at your own images
+    tlkeras train photos/                          train on them
+    tlkeras cp linear_probe mine.yaml --data photos/   a recipe of your own
     """
     import logging
 
@@ -60,9 +124,7 @@ def main(debug: bool, quiet: bool) -> None:
     progress.set_visible(not quiet)
 
 
-for _command in (
-    *(runs.train, runs.evaluate, runs.predict, runs.compare, runs.report, runs.tune, runs.export, runs.serve),
-    *(diagnostics.check, diagnostics.show, diagnostics.find_lr, diagnostics.recommend),
-    *(catalog.ls, catalog.cp, catalog.backbones, catalog.features, catalog.cache, catalog.pack, catalog.data_service),
-):
-    main.add_command(_command)
+for _group in _GROUPS.values():
+    for _command, _short_help in _group.items():
+        _command.short_help = _short_help
+        main.add_command(_command)

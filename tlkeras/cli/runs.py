@@ -22,19 +22,21 @@ _FRACTION = click.FloatRange(0, 1)
 
 @click.command()
 @click.argument("recipe", required=False, metavar="RECIPE|DATA")
+@click.option("--data", metavar="DATA", help="Images for the recipe: short for --set data.source=DATA.")
+@click.option("--name", help="What the run is named after, with a number.")
 @set_option
 @click.option("--quick", is_flag=True, help="Shrink the run to seconds, to try it out; its metrics mean nothing.")
 @click.option("--resume", metavar="RUN", help="Resume a run that stopped: a name, a path or `latest`.")
 @runs_option
 @json_option
 def train(
-    recipe: str | None, assignments: tuple[str, ...], quick: bool, resume: str | None, runs: str, as_json: bool
+    recipe: str | None, assignments: tuple[str, ...], resume: str | None, runs: str, as_json: bool, **options: Any
 ) -> None:
     """Train RECIPE (a shipped name or a .yaml file), or a linear probe on DATA (a folder or a table), and evaluate it.
 
     \b
     Example: tlkeras train photos/
-             tlkeras train quickstart --set data.seed=1
+             tlkeras train fine_tune --data photos/ --name cats --set data.seed=1
     """
     from tlkeras.config.recipe import parse_overrides
     from tlkeras.data.sources.folders import load_recipe_or_source
@@ -42,13 +44,15 @@ def train(
 
     if (recipe is None) == (resume is None):
         raise click.UsageError("Give a RECIPE or DATA to train, or --resume RUN.")
-    if resume is not None and (assignments or quick):
-        raise click.UsageError("--resume uses the original recipe: remove --set and --quick.")
+    if resume is not None and (assignments or any(options.values())):
+        raise click.UsageError("--resume uses the original recipe: remove --set, --data, --name and --quick.")
     if recipe is None:
         run = tlkeras.resume(find_resumable_run(resume or "latest", Path(runs)), runs=runs)
     else:
-        resolved, _ = load_recipe_or_source(recipe, parse_overrides(assignments))
-        run = tlkeras.train(resolved, quick=quick, runs=runs)
+        short = {"data.source": options["data"], "name": options["name"]}
+        given = {key: value for key, value in short.items() if value is not None}
+        resolved, _ = load_recipe_or_source(recipe, {**given, **parse_overrides(assignments)})
+        run = tlkeras.train(resolved, quick=options["quick"], runs=runs)
     if worker := run.take_worker_result():
         render(worker, as_json, "runs.print_worker")
     else:

@@ -150,8 +150,8 @@ def find_recipe(reference: str) -> Path:
     return path
 
 
-def copy_recipe(recipe: str, target: str | Path) -> Path:
-    """The path of a new file with a recipe as it is installed.
+def copy_recipe(recipe: str, target: str | Path, data: str | None = None) -> Path:
+    """The path of a new file with a recipe as it is installed, or with other images as its `data.source`.
 
     RecipeError if the target exists; ResourceError if it cannot be written.
     """
@@ -160,13 +160,22 @@ def copy_recipe(recipe: str, target: str | Path) -> Path:
         path = path / source.name
     try:
         with open(path, "x", encoding="utf-8") as file:
-            file.write(source.read_text(encoding="utf-8"))
+            file.write(_replace_source(source.read_text(encoding="utf-8"), data))
     except FileExistsError:
         raise RecipeError(f"{path} already exists; tlkeras never overwrites a recipe.") from None
     except OSError as error:
         path.unlink(missing_ok=True)  # a part that a full disk left
         raise ResourceError(f"Cannot write {path}: {error.strerror}.") from None
     return path
+
+
+def _replace_source(text: str, data: str | None) -> str:
+    """The text of a recipe with another source, all else and its comments as they were."""
+    if data is None:
+        return text
+    return re.sub(
+        r"(?m)^(  source:).*$", lambda found: f"{found[1]} {json.dumps(data, ensure_ascii=False)}", text, count=1
+    )
 
 
 def parse_overrides(assignments: tuple[str, ...] | list[str]) -> Mapping[str, Any]:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tlkeras.data.cells import MISSING_LABEL, list_classes, read_number, split_cell
 from tlkeras.data.headers import ImageWarning, InvalidImage, Look, Rendering, to_printable
-from tlkeras.data.tasks import MISSING_LABEL, Task, list_classes, make_task, read_number, split_cell
+from tlkeras.data.tasks import Task, make_task
 from tlkeras.errors import DataError, fold_alike, list_some, suggest
 
 SPLITS = ("train", "validation", "test")

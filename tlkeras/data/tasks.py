@@ -1,21 +1,18 @@
 """Tasks, one per label column: a class, several labels, or a number to predict of an image."""
 
 import math
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
 import numpy as np
 
+from tlkeras.data.cells import MISSING_LABEL, list_classes, normalize_name, read_number, split_cell
 from tlkeras.errors import fold_alike, list_some, suggest
 
 THRESHOLD = 0.5
-MISSING_LABEL = "?"
 
 _FEW_EACH = 3  # images of a class, on average
 _NO_LABEL = {"nan", "na", "n/a", "#n/a", "<na>", "nat", "none", "null", "nil", "missing", "-", "?", "unlabeled"}
@@ -166,7 +163,7 @@ class Task:
         counts = dict(zip(self.class_names, self.members(targets).sum(axis=0).tolist(), strict=True))
         alike: dict[str, list[str]] = {}
         for name in sorted(self.class_names, key=lambda name: -counts[name]) if self.has_classes else ():
-            alike.setdefault(_spell(name), []).append(name)
+            alike.setdefault(normalize_name(name), []).append(name)
         return alike
 
     def list_spellings(self, targets: np.ndarray) -> list[str]:
@@ -355,22 +352,6 @@ def _only(names: Sequence[str], what: str) -> str:
     return f"only one {what}, {names[0]!r}" if names else f"no {what}"
 
 
-def _spell(name: str) -> str:
-    """What names have in common that differ in case, blanks, Unicode's forms or the writing of a number."""
-    plain = re.sub(r"[\u00ad\u200b-\u200d\ufeff]", "", unicodedata.normalize("NFKC", name)).strip().casefold()
-    number = read_number(plain)
-    return f"{number:.12g}" if math.isfinite(number) else re.sub(r"(?<=\w)[\s_-]+(?=\w)", "", plain)
-
-
-def read_number(cell: str) -> float:
-    """The number in a cell of a table, NaN if it is not a finite one; "0,5" is one half, "1,234" nothing certain."""
-    comma = re.fullmatch(r"\s*[+-]?\d+,\d+\s*", cell) and not re.fullmatch(r"\s*[+-]?[1-9]\d{0,2},\d{3}\s*", cell)
-    with suppress(ValueError):
-        if math.isfinite(number := float(cell.replace(",", ".") if comma else cell)):
-            return number
-    return math.nan
-
-
 def prefix_with_task(tasks: Sequence[Task], task: Task, what: str) -> str:
     """`what` for the first task, `TASK_what` for others: names of what each task has one of."""
     return what if task.name == tasks[0].name else f"{task.name}_{what}"
@@ -385,23 +366,6 @@ def make_task(name: str, class_names: Sequence[str], separator: str | None = Non
     return MultiLabelTask(name, tuple(class_names), separator)
 
 
-def list_classes(cells: Iterable[str], separator: str | None = None) -> tuple[str, ...]:
-    """Classes or labels in the cells of a column, in the order of `sort_names`."""
-    if separator is None:
-        return sort_names(set(cells) - {""})
-    return sort_names({label for cell in set(cells) - {MISSING_LABEL} for label in split_cell(cell, separator)})
-
-
-def sort_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Names in the order in which people count: "2" before "10", "-1" before "0.5", "class 9" before "class 10"."""
-    found = sorted(names)
-    numbers = {name: read_number(name) for name in found}
-    if all(map(math.isfinite, numbers.values())):
-        return tuple(sorted(found, key=numbers.__getitem__))
-    parts = {name: re.split(r"(\d+)", name) for name in found}
-    return tuple(sorted(found, key=lambda name: [int(part) if at % 2 else part for at, part in enumerate(parts[name])]))
-
-
 def explain_order(tasks: Sequence[Task]) -> list[str]:
     """Sentences on tasks whose classes are whole numbers that are not their positions in the probabilities."""
     notes = []
@@ -411,8 +375,3 @@ def explain_order(tasks: Sequence[Task]) -> list[str]:
             rule = f"The classes of {task.name!r} are numbers, but not their positions in the probabilities"
             notes.append(f"{rule}: position {places[0][0]} is class {places[0][1]!r}. labels.json has the order.")
     return notes
-
-
-def split_cell(cell: str, separator: str) -> list[str]:
-    """Labels of a cell; empty parts between two separators are dropped."""
-    return [label for part in cell.split(separator) if (label := part.strip())]

@@ -54,7 +54,7 @@ class MetricsBySubset(dict[str, SubsetMetrics]):
         """A row per subset with `examples` and a column per metric; MissingExtraError without pandas."""
         return make_frame(self._list_rows(), self)
 
-    def _list_rows(self) -> list[dict[str, Any]]:
+    def _list_rows(self) -> list[Mapping[str, Any]]:
         values = [{name: one.value for name, one in of.metrics.items()} for of in self.values()]
         return [{"examples": of.examples, **row} for of, row in zip(self.values(), values, strict=True)]
 

@@ -22,8 +22,14 @@ def auto_as_none(value: Any) -> Any:
 
 
 def default_kind(kind: str) -> BeforeValidator:
-    """A validator that reads a section without `kind` as one of this kind."""
-    return BeforeValidator(lambda value: {"kind": kind, **value} if isinstance(value, dict) else value)
+    """A validator that reads a section without `kind` as one of this kind, and a word alone as the kind."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str):
+            return {"kind": value}
+        return {"kind": kind, **value} if isinstance(value, dict) else value
+
+    return BeforeValidator(read)
 
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]

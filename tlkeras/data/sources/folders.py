@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from tlkeras.config.frames import Frame, is_frame
 from tlkeras.config.recipe import Recipe, list_recipes, load_recipe
+from tlkeras.data.cells import sort_names
 from tlkeras.data.headers import EXTENSIONS, InvalidImage, detect_format, explain_format, explain_os_error, to_printable
 from tlkeras.data.issues import describe_issues
 from tlkeras.data.sources.datasets import read_digits, read_elpv, read_tfds
@@ -20,7 +21,6 @@ from tlkeras.data.sources.metadata_files import find_metadata, has_labels, join_
 from tlkeras.data.sources.table_files import TABLE_SUFFIXES, Lines
 from tlkeras.data.splits import find_split
 from tlkeras.data.tables import ImageTable
-from tlkeras.data.tasks import sort_names
 from tlkeras.errors import DataError, list_some, suggest
 
 DEFAULT_RECIPE = "linear_probe"

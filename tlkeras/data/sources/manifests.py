@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from tlkeras.data.cells import split_cell
 from tlkeras.data.headers import EXTENSIONS, ByteRange, InvalidImage, parse_slice, to_printable
 from tlkeras.data.sources.table_files import ImageFinder, Lines, find_path_column, read_lines
 from tlkeras.data.splits import find_split
 from tlkeras.data.tables import SPLITS, ImageTable
-from tlkeras.data.tasks import split_cell
 from tlkeras.errors import DataError, fold_alike, suggest
 
 FILE = "file"
