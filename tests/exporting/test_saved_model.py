@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import tlkeras
 from tlkeras.data.decoding import decode_file
@@ -339,3 +340,20 @@ def test_run_without_a_model(trained, tmp_path):
     (run / "model.keras").unlink()
     with pytest.raises(RunError, match="has no model to predict with or to export.*cannot become a network"):
         tlkeras.export(str(run), tmp_path / "models")
+
+
+@pytest.mark.slow
+def test_packed_images_that_are_made_png_are_compared(workplace):
+    """Of what was packed the export reads the slices, as PNG where the graph does not read the format."""
+    for at, path in enumerate(sorted((workplace / "photos").rglob("*.png"))):
+        Image.open(path).save(path.with_suffix((".tif", ".png", ".ppm", ".webp")[at % 4]))
+        if at % 4 != 1:
+            path.unlink()
+    tlkeras.pack("photos", "packed")
+    shutil.rmtree(workplace / "photos")
+    run = tlkeras.train("mine.yaml", {"data.source": "packed/images.csv"})
+    exported = tlkeras.export(run, workplace / "models/photos")
+    assert exported.images == len(run.read_arrays("predictions.npz")["weights"]) == 8
+    assert exported.difference < 1e-3 and not [note for note in exported.notes if "gone" in note]
+    (read,) = [path for path in Path("packed/shards").iterdir()]
+    assert b"II*\0" in read.read_bytes()  # the files as they were
