@@ -41,7 +41,22 @@ def augment():
     RandomAugmentation("flip")
 
 
+def extract():
+    from tlkeras.features import extract
+
+    extract(make_model(), [])
+
+
+def adapt():
+    from tlkeras.adaptation import DomainAdaptedHead
+
+    X = np.zeros((4, 2))
+    DomainAdaptedHead("dann", None).fit(X, np.array([0, 1, 0, 1]), target=X)
+
+
 DOORS = {
+    "extract": extract,
+    "AdaptedHead": adapt,
     "GradualUnfreezing": lambda: GradualUnfreezing(SCHEDULE),
     "scale_learning_rates": lambda: scale_learning_rates("adam"),
     "find_learning_rate": lambda: find_learning_rate(make_model(), []),

@@ -1,5 +1,8 @@
 """Cuts and blocks on graphs small enough to be worked out by hand."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ from keras import layers
 
 from tlkeras.backbones.blocks import find_blocks, find_cut, find_cuts, split
 from tlkeras.backbones.builder import build_backbone
-from tlkeras.backbones.graph import count_multiply_adds
+from tlkeras.backbones.graph import count_multiply_adds, open_nested
 from tlkeras.errors import BackboneError
 
 
@@ -282,3 +285,13 @@ def test_split_keeps_the_structure_of_the_outputs(pack, cut):
     found, expected = suffix(prefix(images)), model(images)
     assert type(found) is type(expected)
     keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+
+
+def test_a_graph_is_opened_once_and_goes_with_its_model(residual):
+    model = nest(residual)
+    opened = open_nested(model)
+    assert open_nested(model) is opened and [cut.tensor for cut in find_cuts(model)][-1] is opened.output
+    gone = weakref.ref(model)
+    del model, opened
+    gc.collect()
+    assert gone() is None

@@ -16,6 +16,7 @@ from tlkeras.adaptation.penalties import WEIGHTS, DiscrepancyMethod, DomainDiscr
 from tlkeras.errors import DataError, RecipeError, suggest
 from tlkeras.heads.base import HeadResult
 from tlkeras.heads.folds import ClassWeight, compute_sample_weights
+from tlkeras.lazy_tensorflow import check_backend
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class AdaptedHead:
         Raises:
             DataError: The domains cannot be compared, or the source has fewer than two classes.
         """
+        check_backend("AdaptedHead")
         check_domains(Xs, Xt)
         self.classes_, codes = np.unique(ys, return_inverse=True)
         if len(self.classes_) < 2:

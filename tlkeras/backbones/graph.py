@@ -3,9 +3,10 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import keras
 import numpy as np
@@ -82,6 +83,8 @@ def open_nested(model: keras.Model) -> keras.Model:
     calls, graph = trace_calls(model), getattr(model, "_functional", None) or model
     if not any(_find_graph(call.operation) for call in calls):
         return graph
+    if graph in _OPENED:
+        return _OPENED[graph]
 
     def call(operation: Any, *arguments: Any, **options: Any) -> Any:
         inner = _find_graph(operation)
@@ -92,7 +95,11 @@ def open_nested(model: keras.Model) -> keras.Model:
 
     _check_names(model)
     inputs = keras.tree.map_structure(lambda one: keras.Input(batch_shape=one.shape, dtype=one.dtype), graph.input)
-    return keras.Model(inputs, clone_graph(graph, inputs, call), name=model.name)
+    _OPENED[graph] = opened = keras.Model(inputs, clone_graph(graph, inputs, call), name=model.name)
+    return opened
+
+
+_OPENED: MutableMapping[keras.Model, keras.Model] = WeakKeyDictionary()  # a graph takes seconds to build
 
 
 def _find_graph(operation: Any) -> Any | None:

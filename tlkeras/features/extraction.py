@@ -26,6 +26,7 @@ from tlkeras.features.cache import ActivationCache, Namespace
 from tlkeras.features.engines import Engine, EngineBatch, EngineOutput, make_engine
 from tlkeras.features.store import ActivationStore
 from tlkeras.files import sha256
+from tlkeras.lazy_tensorflow import check_backend
 from tlkeras.progress import progress_bar
 
 BATCH_SIZE = 32
@@ -248,6 +249,7 @@ def extract(
         dtype: "float16" or "float32", as cached.
         resize: How images become squares: "stretch", "crop" or "pad".
     """
+    check_backend("extract")
     graph = open_nested(model)
     shape = tuple(graph.inputs[0].shape)
     if len(graph.inputs) != 1 or len(graph.outputs) != 1 or shape[1:] != (shape[1], shape[1], 3) or shape[1] is None:
