@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -55,7 +56,9 @@ EXAMPLES = [
 def test_examples_run(room, name):
     found = getattr(import_module(f"tlkeras.{room}"), name)
     runner = doctest.DocTestRunner()
-    for example in doctest.DocTestFinder(recurse=False).find(found, name, globs={name: found, "np": np}):
+    for example in doctest.DocTestFinder(recurse=False).find(
+        found, name, globs={name: found, "np": np, "keras": keras}
+    ):
         runner.run(example)
     assert runner.tries > 0 and runner.failures == 0
 

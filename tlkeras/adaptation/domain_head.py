@@ -84,7 +84,11 @@ def estimate_em(target: np.ndarray, prior: np.ndarray, rounds: int = 1000) -> np
 
 
 def reweight_priors(probabilities: np.ndarray, prior: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Probabilities (n, k) under the class priors `other` in place of `prior`."""
+    """Probabilities (n, k) under the class priors `other` in place of `prior`.
+
+    >>> reweight_priors(np.array([[0.5, 0.5]]), np.array([0.5, 0.5]), np.array([0.2, 0.8])).tolist()
+    [[0.2, 0.8]]
+    """
     scaled = probabilities * (other / other.sum()) / np.maximum(prior / prior.sum(), _TINY)
     return scaled / np.maximum(scaled.sum(axis=1, keepdims=True), _TINY)
 

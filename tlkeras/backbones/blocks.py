@@ -70,6 +70,11 @@ def find_cuts(model: keras.Model, *, nested: bool = True) -> list[CutPoint]:
     `nested`, only those of the model's own graph. There is none after the first branch to an output, nor where an image
     has several rows, one for each orientation. A BackboneError is raised for several inputs, or image sizes that are
     not fixed.
+
+    >>> inputs = keras.Input((4, 4, 3))
+    >>> outputs = keras.layers.Flatten(name="flat")(keras.layers.Conv2D(2, 3, name="conv")(inputs))
+    >>> [cut.name for cut in find_cuts(keras.Model(inputs, outputs))]
+    ['conv', 'flat']
     """
     model = open_nested(model) if nested else model
     return [cut for cut, _ in _locate_cuts(model, trace_calls(model))]
@@ -93,7 +98,13 @@ def find_cut(model: keras.Model, cut: CutPoint | str | int) -> CutPoint:
 
 
 def split(model: keras.Model, cut: CutPoint | str | int) -> tuple[keras.Model, keras.Model]:
-    """The models from the input to a cut and from there to the output, perhaps the identity; they share variables."""
+    """The models from the input to a cut and from there to the output, perhaps the identity; they share variables.
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="one"), keras.layers.Dense(2)])
+    >>> prefix, suffix = split(model, "one")
+    >>> prefix.output_shape, suffix.output_shape
+    ((None, 3), (None, 2))
+    """
     opened = open_nested(model)
     tensor = find_cut(opened, cut).tensor
     prefix = keras.Model(opened.input, tensor, name=f"{model.name}_prefix")

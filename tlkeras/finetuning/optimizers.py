@@ -308,6 +308,12 @@ def scale_learning_rates(
     It may be any of Keras or of your own; rate, slots and exclusions from weight decay stay. Multipliers are as for
     `ScaledOptimizer.set_multipliers`. TlkerasError if it wraps others, a multiplier is invalid, or Keras does not use
     TensorFlow.
+
+    >>> optimizer = scale_learning_rates(keras.optimizers.SGD(0.1), {"kernel": 0.5})
+    >>> weight = keras.Variable(np.float32(1.0), name="kernel")
+    >>> optimizer.apply([np.float32(1.0)], [weight])
+    >>> round(float(weight), 3)
+    0.95
     """
     check_backend("scale_learning_rates")
     optimizer = keras.optimizers.get(optimizer)

@@ -140,6 +140,9 @@ def make_policy(policy: str | Sequence[Mapping[str, Any]], **options: Any) -> Au
     Besides `OPERATIONS` there are "shear" and "translate", along both axes, and {"flip": "horizontal", "vertical" or
     "both"}, each with probability 1/2. Options are `fill`, and `operations` and `magnitude` of rand_augment. A
     TlkerasError is raised for an unknown name or a value out of range.
+
+    >>> make_policy([{"flip": "horizontal"}, {"rotate": 10}]).chains[0][1].value
+    10
     """
     if not isinstance(policy, str):
         make: Callable[..., AugmentationPolicy] = partial(_compose, "own", policy)

@@ -36,6 +36,10 @@ def find_label_issues(
 
     Probabilities [n, k] are out-of-sample; targets int [n], of which -1 are skipped; weights [n] those in means and
     counts. For several labels, call it for each with `np.stack([1 - p, p], axis=1)`.
+
+    >>> sure = np.array([[0.9, 0.1]] * 8 + [[0.1, 0.9]] * 8)
+    >>> find_label_issues(sure, np.array([0] * 8 + [1] * 7 + [0]))[0].row
+    15
     """
     rows = np.flatnonzero(targets >= 0)
     p, labels = np.asarray(probabilities, np.float64)[rows], np.asarray(targets)[rows]
@@ -87,6 +91,10 @@ def find_outliers(features: np.ndarray, neighbours: int = 10) -> list[Outlier]:
 
     Features, float [n, d], are not normalised: in direction alone, outliers that resemble each other are not far from
     the rest. The threshold is 4 standard deviations, by the median absolute deviation, above the median logarithm.
+
+    >>> features = np.append(np.random.default_rng(0).normal(size=(50, 4)), np.full((1, 4), 100.0), axis=0)
+    >>> find_outliers(features)[0].row
+    50
     """
     count = min(neighbours, min(len(features), _REFERENCES) - 1)
     if count < 1:

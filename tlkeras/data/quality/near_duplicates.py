@@ -50,7 +50,11 @@ class NearDuplicateGroup(NamedTuple):
 
 
 def find_exact_duplicates(digests: Sequence[str]) -> list[tuple[int, ...]]:
-    """Groups of two or more rows with the same bytes: rows ascending, groups ordered by their first row."""
+    """Groups of two or more rows with the same bytes: rows ascending, groups ordered by their first row.
+
+    >>> find_exact_duplicates(["ab", "cd", "ab"])
+    [(0, 2)]
+    """
     return [tuple(rows) for rows in _list_rows(digests).values() if len(rows) > 1]
 
 
