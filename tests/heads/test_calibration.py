@@ -81,7 +81,10 @@ def test_scores_of_problems_of_their_own_have_scales_of_their_own():
     assert np.ptp(calibrate(SoftmaxLink(), scores)[0]) == 0
 
 
-def test_logits_get_a_temperature_alone():
-    logits = 3 * np.stack([-X[:, 0], X[:, 0]], axis=1)
-    scale, shift = fit_temperature(SoftmaxLink(), LabelledFeatures(logits, Y, np.ones(40)))
-    assert np.ptp(scale) == 0 and 0 < scale[0] < 1 and (shift == 0).all()
+def test_logits_get_a_temperature_alone_and_are_not_cooled():
+    logits = np.stack([-X[:, 0], X[:, 0]], axis=1)
+    unsure, sure = (
+        fit_temperature(SoftmaxLink(), LabelledFeatures(logits * size, Y, np.ones(40))) for size in (0.2, 9)
+    )
+    assert unsure[0] == pytest.approx([unsure[0][0]] * 2) and 2 < unsure[0][0] < 8 and (unsure[1] == 0).all()
+    np.testing.assert_allclose(sure[0], 1, atol=1e-3)

@@ -14,41 +14,31 @@ _SPEC.loader.exec_module(matrix)
 
 KINDS = [kind for kind in matrix.VECTOR_HEADS if kind != "deep"]
 
-OUTSIDE = {
-    # held-out scores are those of means of half the groups or two thirds of the rows: too unsure, never too sure
-    "centroid | folds | - | - | grouped | - | 15 | 60": ["ECE"],
-    "centroid | folds | balanced | - | - | - | 15 | 6": ["slope", "ECE"],
-    "centroid | folds | balanced | - | grouped | - | 15 | 60": ["ECE"],
-    "lda | folds | - | - | grouped | - | 15 | 60": ["ECE"],
-    "lda | folds | balanced | - | - | - | 15 | 6": ["slope", "ECE"],
-    "lda | folds | balanced | - | grouped | - | 15 | 60": ["ECE"],
-    # least squares on indicators hides a class between others where few columns are left
-    "ridge | validation | - | - | - | selected | 15 | 60": ["accuracy"],
-    # the scale is fitted to validation rows of a few groups as if they were as many rows
-    "ridge | validation | balanced | weighed | grouped | selected | 2 | 60": ["slope"],
-    "svm | validation | balanced | weighed | grouped | selected | 2 | 60": ["slope"],
-    "kernel | validation | balanced | weighed | grouped | selected | 2 | 60": ["slope"],
-}
-"""What is known to be outside of the bounds, and why; everything else is inside."""
+SLOW = ("linear", "svm", "kernel")  # of 15 classes and 60 images they take up to a minute for a cell
 
 
 def find_outside(cells):
-    faults = {str(cell): matrix.measure(cell, 5).list_faults(cell.classes) for cell in cells}
+    """Cells outside of the bounds by five draws, and by twenty: of so many cells some are outside by chance."""
+    seeming = [cell for cell in cells if matrix.measure(cell, 5).list_faults(cell.classes)]
+    faults = {str(cell): matrix.measure(cell, 20).list_faults(cell.classes) for cell in seeming}
     return {cell: names for cell, names in faults.items() if names}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "linear"])  # which is the slowest
 def test_heads_keep_to_the_reference(kind):
-    """Few classes and few rows: 4 of the 24 settings that the long ring measures."""
+    """Few classes and few rows: 4 of the settings that the long ring measures."""
     cells = [cell for cell in matrix.choose_cells([kind], 24) if cell.classes == 2 or cell.images == 6]
     assert find_outside(cells[::5]) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_heads_keep_to_the_reference_in_many_settings(kind):
-    known = {cell: names for cell, names in OUTSIDE.items() if cell.startswith(f"{kind} |")}
-    assert find_outside(matrix.choose_cells([kind], 24)) == known
+def test_heads_keep_to_the_reference_in_all_settings(kind):
+    """All 128; of the heads that are slow there, a third of those with 15 classes and 60 images."""
+    cells = matrix.list_cells([kind])
+    large = [cell for cell in cells if cell.classes == 15 and cell.images == 60]
+    left_out = set(large) - set(large[::3]) if kind in SLOW else set()
+    assert find_outside([cell for cell in cells if cell not in left_out]) == {}
 
 
 def test_figures_of_a_matrix_are_those_by_hand():

@@ -115,8 +115,10 @@ def calibrate(link: LinkFunction, rows: LabelledFeatures, *, by_class: bool = Fa
 
 def fit_temperature(link: LinkFunction, rows: LabelledFeatures) -> tuple[np.ndarray, np.ndarray]:
     """Scale (k,), and shift (k,) of 0, that calibrate logits (Guo et al., ICML 2017), one scale for each of several
-    labels. Its logarithm has a normal prior with a deviation of a half: logits are of the right size but for what a
-    fold's fit lacks in rows.
+    labels.
+
+    Its logarithm has a normal prior with a deviation of a half, and it is at least 1: fits of folds, which lack rows,
+    would have the final one less sure than it may be.
     """
     labels = rows.X.shape[1]
     parts = [rows]
@@ -132,7 +134,7 @@ def _fit_temperature(link: LinkFunction, rows: LabelledFeatures) -> float:
     def objective(power: float) -> float:
         return measure_loss(link, rows.X * np.exp(power), rows.codes, rows.weights) + pull * power**2 / 2
 
-    return float(np.exp(minimize_scalar(objective, bounds=(-4, 4), method="bounded").x))
+    return float(np.exp(minimize_scalar(objective, bounds=(0, 4), method="bounded").x))
 
 
 def measure_loss(link: LinkFunction, logits: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:

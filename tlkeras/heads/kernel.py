@@ -113,11 +113,11 @@ class KernelHead(VectorHead):
 
     @property
     def _one_against_rest(self) -> bool:  # type: ignore[override]
-        return self.solver != "logistic"
+        return _SOLVERS[self.solver]._one_against_rest
 
     def _make_solver(self) -> LinearClassifierHead:
+        """The head behind the map; ridge scores by fitted values, as in-sample every row has a direction of its own."""
         head = _SOLVERS[self.solver](standardize=False)
-        head._by_means = False  # in-sample every row has a direction of its own, which says nothing of other rows
         head.link_, head.classes_, head.scores_, head._factors = self.link_, self.classes_, {}, None
         return head
 

@@ -115,7 +115,7 @@ def _follow_path(X: np.ndarray, y: np.ndarray, weights: np.ndarray, strengths: S
 class RidgeHead(LinearClassifierHead):
     """Least squares on the indicators of classes with an L2 penalty, and discriminants of its fitted values.
 
-    The intercept is not penalised. Of several labels, scores are the fitted values.
+    The intercept is not penalised. Of several labels, and below three rows a class, scores are the fitted values.
 
     Args:
         alpha: Strength of the penalty as in scikit-learn's Ridge; "auto": the half decade with the least held-out log
@@ -124,14 +124,19 @@ class RidgeHead(LinearClassifierHead):
 
     alpha: AutoStrength = "auto"
 
-    _by_means = True  # of classes; else scores are the fitted values themselves
+    _by_means = False  # of classes; else scores are the fitted values themselves
     kind = "ridge"
     strength_name = "alpha"
     strengths = np.logspace(7, -1, 17)
     fallback = 1e3
 
+    def _list_candidates(self, rows: LabelledFeatures) -> list[Hyperparameters]:
+        # for all folds alike; of fewer rows a fold would have no variance within classes
+        self._by_means = not self.link_.several and len(rows.X) >= 3 * len(self.classes_)
+        return super()._list_candidates(rows)
+
     def _solve_path(self, rows: LabelledFeatures, strengths: Sequence[float]) -> Iterator[LinearMap]:
-        if self._by_means and not self.link_.several:
+        if self._by_means:
             yield from _discriminate(rows, len(self.classes_), strengths)
             return
         targets = self.link_.indicators(rows.codes, len(self.classes_))
