@@ -164,7 +164,13 @@ def test_report_is_part_of_the_result(exported):
     result = exported.to_dict()
     assert report == {"name": "photos", **{key: result[key] for key in list(report)[1:]}}
     assert set(result) - set(report) == {"path", "version", "warmup", "docker"}
-    assert report["image"] == {"size": 32, "resize": "stretch", "background": "white", "max_pixels": 64_000_000}
+    assert report["image"] == {
+        "size": 32,
+        "resize": "stretch",
+        "background": "white",
+        "max_pixels": 64_000_000,
+        "depth_range": None,
+    }
     assert set(report["parity"][1]["accuracy"]) == {"value", "low", "high"}
 
 
@@ -355,5 +361,5 @@ def test_packed_images_that_are_made_png_are_compared(workplace):
     exported = tlkeras.export(run, workplace / "models/photos")
     assert exported.images == len(run.read_arrays("predictions.npz")["weights"]) == 8
     assert exported.difference < 1e-3 and not [note for note in exported.notes if "gone" in note]
-    (read,) = [path for path in Path("packed/shards").iterdir()]
+    (read,) = list(Path("packed/shards").iterdir())
     assert b"II*\0" in read.read_bytes()  # the files as they were

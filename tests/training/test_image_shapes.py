@@ -80,6 +80,7 @@ def test_check_and_the_shown_views_say_the_size(wide):
     assert tlkeras.show_backbone("tiny", size=(24, 40)).size == (24, 40)
 
 
+@pytest.mark.slow
 def test_exported_formats_read_files_and_agree(wide, place):
     done = tlkeras.export(wide, place / "models", formats=("litert-float32", "openvino"))
     assert done.image.size == (24, 40) and max(row.difference for row in done.parity) < 1e-4

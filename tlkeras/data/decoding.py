@@ -1,9 +1,9 @@
 """Bytes to uint8 RGB of one size: the one decoder, the same graph in training and inside an exported model.
 
-The content decides, not the name. Grey is repeated to RGB, palettes are looked up, 16 bits keep the high byte, CMYK is
-converted as libjpeg does, alpha is composited (of a GIF it is dropped: `transcoding` makes a PNG of it). The EXIF
-orientation of JPEGs alone is applied. Shrinking averages areas; large JPEGs are shrunk by 2, 4 or 8 within the inverse
-DCT first. Enlarging is bilinear.
+The content decides, not the name. Grey is repeated to RGB, palettes are looked up, of 16 bits the high byte is kept or
+a range scaled, CMYK is converted as libjpeg does, alpha is composited (of a GIF it is dropped: `transcoding` makes a
+PNG of it). The EXIF orientation of JPEGs alone is applied. Shrinking averages areas; large JPEGs are shrunk by 2, 4 or
+8 within the inverse DCT first. Enlarging is bilinear.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tlkeras.config.image_size import ImageSize, height_and_width
 from tlkeras.data.augmentation.operations import apply_dihedral
-from tlkeras.data.headers import ImageError, Look, Rendering, read_image
+from tlkeras.data.headers import DepthRange, ImageError, Look, Rendering, read_image
 from tlkeras.data.transcoding import to_decodable
 from tlkeras.errors import DataError, suggest
 
@@ -37,7 +37,8 @@ def decode(encoded: tf.Tensor, size: ImageSize, rendering: Look) -> tf.Tensor:
     between black bars. A DataError is raised for other words; bytes that cannot be decoded are an InvalidArgumentError
     when run.
     """
-    resize, shade = Rendering.of(rendering).resize, _SHADES.get(Rendering.of(rendering).background)
+    look = Rendering.of(rendering)
+    resize, shade = look.resize, _SHADES.get(look.background)
     _check_resize(resize)
     upright, is_square = height_and_width(size), isinstance(size, int)
 
@@ -54,7 +55,7 @@ def decode(encoded: tf.Tensor, size: ImageSize, rendering: Look) -> tf.Tensor:
         [
             lambda: (_decode_other(encoded), 1),
             read_jpeg,
-            lambda: (_decode_png(encoded, shade), 1),
+            lambda: (_decode_png(encoded, shade, look.depth_range), 1),
             lambda: (_decode_webp(encoded, shade), 1),
             lambda: (_decode_bmp(encoded, shade), 1),
         ],
@@ -144,8 +145,15 @@ def _decode_other(encoded: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
-def _decode_png(encoded: tf.Tensor, shade: int | None) -> tf.Tensor:
-    opaque = partial(tf.io.decode_png, encoded, channels=3)
+def _decode_png(encoded: tf.Tensor, shade: int | None, depth_range: DepthRange | None) -> tf.Tensor:
+    def read(channels: int) -> tf.Tensor:
+        plain = partial(tf.io.decode_png, encoded, channels=channels)
+        if depth_range is None:
+            return plain()
+        is_deep = tf.strings.substr(encoded, 24, 1) == b"\x10"
+        return tf.cond(is_deep, lambda: _decode_deep_png(encoded, channels, depth_range), plain)
+
+    opaque = partial(read, 3)
     if shade is None:
         return opaque()
     # Types 4 and 6 have alpha. Others may have transparent colours, but not if the pixels follow at once.
@@ -153,7 +161,20 @@ def _decode_png(encoded: tf.Tensor, shade: int | None) -> tf.Tensor:
     seen = (colour_type == b"\x04") | (colour_type == b"\x06")
     plain = tf.strings.substr(encoded, 37, 4) == b"IDAT"
     has_alpha = tf.cond(seen | plain, lambda: seen, lambda: _has_transparent_colours(encoded))
-    return tf.cond(has_alpha, lambda: _composite(tf.io.decode_png(encoded, channels=4), shade), opaque)
+    return tf.cond(has_alpha, lambda: _composite(read(4), shade), opaque)
+
+
+@_rare
+def _decode_deep_png(encoded: tf.Tensor, channels: int, depth_range: DepthRange) -> tf.Tensor:
+    """Decode a PNG of 16 bits, the range of its colours scaled to 0 to 255, alpha as it is: uint8 [h, w, channels]."""
+    values = np.arange(65_536, dtype=np.float64)
+    low, high = depth_range
+    scaled = np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    pixels = tf.cast(tf.io.decode_png(encoded, channels=channels, dtype=tf.uint16), tf.int32)
+    colours = tf.gather(tf.constant(scaled), pixels[:, :, :3])
+    if channels == 3:
+        return colours
+    return tf.concat([colours, tf.cast((pixels[:, :, 3:] + 128) // 257, tf.uint8)], axis=2)
 
 
 @_rare

@@ -45,6 +45,7 @@ _SIGNATURES = [
 _OTHER_IMAGES = ("JPEG XL", "Photoshop (PSD)", "DICOM", "SVG")
 # what Pillow says of broken parts of a file: what matters becomes the reason of an ImageError
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.(Tiff|Ico)ImagePlugin")
+_BITS, _PLANAR, _EXTRA_SAMPLES = 258, 284, 338  # tags of a TIFF
 _TGA_KINDS, _TGA_DEPTHS = (1, 2, 3, 9, 10, 11), (1, 8, 15, 16, 24, 32)
 
 
@@ -118,19 +119,31 @@ class Header:
     decoded_pixels: int  # of a frame, as they are in memory: a large JPEG is shrunk while it is decoded
     readable: bool  # by the decoder itself, the same graph in an exported model
     transcoded: bool  # whether a PNG is made of the first frame
+    deep: bool  # whether it has 16 bits per channel
+
+    @property
+    def is_deep_colour(self) -> bool:
+        """Whether it is a TIFF of 16 bits per colour, whose lower 8 Pillow leaves out."""
+        return self.deep and self.format == "TIFF" and self.mode in ("RGB", "RGBA")
+
+
+DepthRange = tuple[int, int]
+"""The lowest and the highest value of a channel of 16 bits."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """How an image becomes a square of RGB, besides its size; runs and exports keep it.
+    """How an image becomes RGB of 8 bits and of one size, besides that size; runs and exports keep it.
 
     Ways to resize are "stretch", "crop" and "pad"; alpha is composited over the background, "white" or "black", or
-    dropped ("drop"). More pixels in memory than `max_pixels` are refused.
+    dropped ("drop"). More pixels in memory than `max_pixels` are refused. Of channels of 16 bits the depth range is
+    scaled to 0 to 255, and what lies beyond is clipped; None keeps the upper 8 bits.
     """
 
     resize: str = "stretch"
     background: str = "white"
     max_pixels: int = MAX_PIXELS
+    depth_range: DepthRange | None = None
 
     @classmethod
     def of(cls, given: Rendering | str | Mapping[str, object]) -> Rendering:
@@ -138,7 +151,12 @@ class Rendering:
         if isinstance(given, (str, Rendering)):
             return cls(given) if isinstance(given, str) else given
         known: dict[str, Any] = {key: value for key, value in given.items() if key in cls.__dataclass_fields__}
-        return cls(**{"background": "drop", **known})
+        low_high = known.get("depth_range")
+        return cls(**{"background": "drop", **known, "depth_range": tuple(low_high) if low_high else None})
+
+    def to_config(self) -> dict[str, Any]:
+        """What a run keeps; without a depth range where there is none."""
+        return {key: value for key, value in vars(self).items() if value is not None}
 
 
 Look = Rendering | str
@@ -256,7 +274,7 @@ def open_image(data: bytes, kind: str) -> ImageFile:
     except ImportError:
         raise ImageError("unsupported", "HEIC needs pillow-heif: pip install 'tlkeras[heic]'") from None
     except Exception as error:  # Pillow raises whatever its parsers meet
-        code = "unsupported" if str(error).startswith("Unsupported") else "damaged"
+        code = "unsupported" if re.match("unsupported|unknown pixel mode", str(error), re.IGNORECASE) else "damaged"
         raise ImageError(code, f"its {kind} header cannot be read ({error or type(error).__name__})") from None
 
 
@@ -277,7 +295,14 @@ def _read_header(data: bytes, kind: str) -> Header:
     orientation = _orientation(image.info.get("exif"))
     pixels = -(-width // ratio) * -(-height // ratio)
     hidden = "A" if "transparency" in image.info and image.mode in ("L", "P", "RGB") else ""
-    return Header(kind, width, height, image.mode + hidden, frames, orientation, pixels, readable, transcoded)
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    deep = image.mode[0] == "I" or (kind == "PNG" and data[24] == 16) or (kind == "TIFF" and 16 in tags.get(_BITS, ()))
+    if deep and len(image.getbands()) > 1 and (tags.get(_PLANAR) == 2 or 1 in tags.get(_EXTRA_SAMPLES, ())):
+        reason = (
+            "a TIFF of 16 bits with a plane per colour, or alpha that colours are multiplied with, is not supported"
+        )
+        raise ImageError("unsupported", f"{reason}: save it interleaved, with plain alpha")
+    return Header(kind, width, height, image.mode + hidden, frames, orientation, pixels, readable, transcoded, deep)
 
 
 def is_plain_bitmap(data: bytes) -> bool:

@@ -18,6 +18,8 @@ from tlkeras.progress import progress_bar
 TINY = 32  # pixels of the shorter side
 HUGE = 24_000_000  # pixels
 
+UPPER_BITS = "of its 16 bits the upper 8 are kept"
+
 _CHUNK = 1024
 _TURNED = ("JPEG", "AVIF")  # TIFF and HEIC are turned before anybody sees them
 _MODES = {
@@ -77,6 +79,7 @@ def list_warnings(path: str, header: Header) -> list[ImageWarning]:
     width, height, pixels = header.width, header.height, header.width * header.height
     promised = EXTENSIONS.get(os.path.splitext(path)[1].lower())
     named = f"named like a {promised}" if promised else "not named like an image"
+    loses_depth = header.format == "TIFF" and header.mode[0] != "I" and not header.is_deep_colour  # CMYK
     remarks = {
         "wrong-extension": promised != header.format and f"{named}, and read as the {header.format} that it is",
         "transcoded": header.transcoded and f"this {header.format} is read by way of PNG",
@@ -84,7 +87,8 @@ def list_warnings(path: str, header: Header) -> list[ImageWarning]:
         "orientation-ignored": header.format not in _TURNED
         and f"the EXIF orientation {header.orientation} of a {header.format} is not applied",
         "mode": _MODES.get(header.mode),
-        "deep": header.mode[0] == "I" and "of 16 bits the upper 8 are kept",
+        "deep": header.deep and not loses_depth and "its 16 bits become 8 as data.depth_range says",
+        "upper-bits": header.deep and loses_depth and UPPER_BITS,
         "animated": header.frames > 1 and f"only the first of {header.frames:,} frames is taken",
         "tiny": min(width, height) < TINY and f"{width} x {height} pixels are few",
         "huge": pixels > HUGE and f"{width} x {height} pixels take long to decode",

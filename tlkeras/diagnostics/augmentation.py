@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import tensorflow as tf
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation.operations import OPERATIONS, Transform
 from tlkeras.data.augmentation.views import digest_to_seed, draw_views, number_views
-from tlkeras.data.headers import ImageError, InvalidImage
+from tlkeras.data.depth import DEEP
+from tlkeras.data.headers import ImageError, ImageWarning, InvalidImage, Rendering
 from tlkeras.data.inspection import read_header_and_digest
 from tlkeras.data.pipeline import epoch_permutation
 from tlkeras.data.sources.folders import load_recipe_or_source
@@ -103,12 +104,14 @@ def choose_images(recipe: Recipe, dataset: Dataset, count: int) -> tuple[list[st
     """Labels, pixels uint8 [n, h, w, 3] and keys of images drawn evenly from the first task's classes."""
     task = dataset.tasks[0]
     labels, pixels, digests = [], [], []
-    for row in _alternate_strata(task.strata(dataset.targets[task.name]), data_seed(recipe)):
+    order = _alternate_strata(task.strata(dataset.targets[task.name]), data_seed(recipe))
+    rendering = _find_rendering(recipe, dataset, order[:count])
+    for row in order:
         path = dataset.paths[row]
         header = read_header_and_digest(path)
         with suppress(ImageError):
             if not isinstance(header, InvalidImage):
-                pixels.append(decode_recipe_image(recipe, path))
+                pixels.append(decode_recipe_image(recipe, path, rendering))
                 digests.append(header[0])
                 labels.append("".join(task.format(task.members(dataset.targets[task.name][row : row + 1]))) or str(row))
         if len(labels) == count:
@@ -116,6 +119,19 @@ def choose_images(recipe: Recipe, dataset: Dataset, count: int) -> tuple[list[st
     if not labels:
         raise DataError("No image can be read.", dataset.source, "See `tlkeras check`.")
     return labels, np.stack(pixels), digest_to_seed(digests)
+
+
+def _find_rendering(recipe: Recipe, dataset: Dataset, rows: np.ndarray) -> Rendering:
+    """How images are shown; where their files were not read yet, by the values of the chosen ones of 16 bits."""
+    if dataset.digests.any():
+        return dataset.rendering
+    part = dataset.take(rows)
+    seen = [read_header_and_digest(path) for path in part.paths]
+    digests = np.array(["" if isinstance(one, InvalidImage) else one[0] for one in seen], object)
+    read = zip(part.paths, seen, strict=True)
+    deep = [path for path, one in read if not isinstance(one, InvalidImage) and one[1].deep]
+    told = tuple(ImageWarning(path, DEEP, "") for path in deep)
+    return builders.find_depth_range(recipe, replace(part, digests=digests, warnings=told)).rendering
 
 
 def _alternate_strata(strata: np.ndarray, seed: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from tlkeras.config.frames import Frame
 from tlkeras.config.image_size import format_size
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.decoding import decode_file
-from tlkeras.data.headers import ImageError, to_printable
+from tlkeras.data.headers import ImageError, Rendering, to_printable
 from tlkeras.data.inspection import drop_undecodable, validate_images
 from tlkeras.data.quality import duplicates as copies
 from tlkeras.data.quality.duplicates import clean, write_manifest
@@ -45,6 +45,7 @@ MOST_FEATURES = 2000  # computed without `deep`: some seconds
 
 _T = TypeVar("_T")
 _PIXELS = 132
+_PLAIN = Rendering()
 _MOST_GROUPS, _MOST_IN_GROUP, _MOST_IMAGES = 60, 8, 96
 
 
@@ -91,8 +92,8 @@ def check(
     )
     if not html:
         return result
-    paths = () if images is None else images.dataset.paths
-    sections = render_check_page(result, {to_printable(path): path for path in paths})
+    shown, rendering = ((), Rendering()) if images is None else (images.dataset.paths, images.dataset.rendering)
+    sections = render_check_page(result, {to_printable(path): path for path in shown}, rendering)
     return replace(result, page=str(write_page(html, f"Check of {result.name}", sections)))
 
 
@@ -160,7 +161,7 @@ def _check_images(recipe: Recipe, found: _Findings) -> _CheckedImages | None:
 
 def _read_images(recipe: Recipe) -> tuple[Dataset, np.ndarray]:
     """The images that can be decoded, and a thumbnail of each."""
-    dataset = validate_images(builders.read_dataset(recipe))
+    dataset = builders.find_depth_range(recipe, validate_images(builders.read_dataset(recipe)))
     thumbnails, readable = load_thumbnails(dataset, builders.open_cache(recipe))
     return drop_undecodable(dataset, readable), thumbnails
 
@@ -258,9 +259,12 @@ def _write_manifest(
     return ManifestResult(str(written), len(cleaning.kept), cleaning.left_out, merged)
 
 
-def render_check_page(result: CheckResult, paths: Mapping[str, str]) -> list[HtmlSection]:
+def render_check_page(
+    result: CheckResult, paths: Mapping[str, str], rendering: Rendering = _PLAIN
+) -> list[HtmlSection]:
     """The sections of the page; `paths` leads from printable paths to those that can be opened."""
     verdict = [f"!{problem}" for problem in result.problems] or ["No problems found: ready to train."]
+    draw = partial(_draw, paths=paths, rendering=replace(rendering, resize="pad"))
     sections = [HtmlSection("Overview", [*verdict, *result.notes], ("", ""), list(result.facts.items()))]
     if rows := result.classes:
         several = len({row.task for row in rows}) > 1
@@ -276,7 +280,7 @@ def render_check_page(result: CheckResult, paths: Mapping[str, str]) -> list[Htm
         for group in groups[:_MOST_GROUPS]:
             alike = f"they look the same, correlation {group.similarity:.3f}"
             told = [(image, [image.label, image.split]) for image in group.images[:_MOST_IN_GROUP]]
-            strips.append(("the same bytes" if group.kind == "exact" else alike, _draw(told, paths)))
+            strips.append(("the same bytes" if group.kind == "exact" else alike, draw(told)))
         sections += _show(title, len(groups), _MOST_GROUPS, strips)
     wrong = [
         (image, [f"label {image.label}", f"the model says {image.suggested} (+{image.score:.2f})"])
@@ -284,7 +288,7 @@ def render_check_page(result: CheckResult, paths: Mapping[str, str]) -> list[Htm
     ]
     odd = [(image, [image.label]) for image in result.outliers or ()]
     for title, images in (("Labels that look wrong", wrong), ("Images unlike all others", odd)):
-        sections += _show(title, len(images), _MOST_IMAGES, [("", _draw(images[:_MOST_IMAGES], paths))])
+        sections += _show(title, len(images), _MOST_IMAGES, [("", draw(images[:_MOST_IMAGES]))])
     for title, issues in (("Files that cannot be used", result.rejected), ("Odd files", result.remarks)):
         files = [(issue.path, issue.reason) for issue in issues]
         sections += [HtmlSection(title, (), ("file", "reason"), files)] if files else []
@@ -297,11 +301,13 @@ def _show(title: str, count: int, most: int, strips: Sequence[tuple[str, Sequenc
     return [HtmlSection(f"{title} ({count:,})", rest, strips=strips)] if count else []
 
 
-def _draw(images: Sequence[tuple[CheckedImage, list[str]]], paths: Mapping[str, str]) -> list[HtmlFigure]:
+def _draw(
+    images: Sequence[tuple[CheckedImage, list[str]]], paths: Mapping[str, str], rendering: Rendering
+) -> list[HtmlFigure]:
     """Images with the lines of text that go with them; none that were deleted since they were checked."""
     figures = []
     for image, lines in images:
         with suppress(ImageError):
-            pixels = decode_file(paths[image.path], _PIXELS, "pad")
+            pixels = decode_file(paths[image.path], _PIXELS, rendering)
             figures.append(HtmlFigure(pixels, [*filter(None, lines), image.key]))
     return figures

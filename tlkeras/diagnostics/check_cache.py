@@ -31,7 +31,9 @@ def load_thumbnails(dataset: Dataset, cache: ActivationCache | None) -> tuple[np
 
 def _load_thumbnails(dataset: Dataset, cache: ActivationCache) -> tuple[np.ndarray, np.ndarray]:
     digests = dataset.digests.astype(str)
-    look = {"background": dataset.rendering.background, "decoder": decoding.VERSION, "version": _VERSION}
+    look: dict[str, object] = {"background": dataset.rendering.background, "decoder": decoding.VERSION, "version": _VERSION}
+    if depth := dataset.rendering.depth_range:
+        look["depth"] = depth
     with cache.open(Namespace({"backbone": "thumbnails of check", **look}, (SIDE, SIDE))) as store:
         first = np.sort(np.unique(digests, return_index=True)[1])
         missing = first[~store.known(digests[first].tolist())]

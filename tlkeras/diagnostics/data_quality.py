@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tlkeras.config.recipe import Recipe
+from tlkeras.data.depth import DEEP, describe_depth
 from tlkeras.data.headers import Issue, to_printable
 from tlkeras.data.issues import describe_warnings
 from tlkeras.data.quality.duplicates import DuplicateGroup, LeakingGroup
 from tlkeras.data.quality.label_issues import find_label_issues, find_outliers
 from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
-from tlkeras.data.transcoding import measure_depth
 from tlkeras.errors import DataError
 from tlkeras.heads.folds import cross_val_predict
 from tlkeras.heads.linear import LinearHead, RidgeHead
@@ -28,7 +28,6 @@ from tlkeras.training.image_data import ImageData
 UNBALANCED = 10  # times as many images in the largest class
 LEAKING_SHARE = 0.1  # of the held-out images; above it, metrics mean little
 _MANY, _MANY_SHARE = 10, 0.05  # different files that are one image
-_NARROW = 16_384  # of 65,536 values
 _FOLDS = 5
 _MOST_CLASSES = 20  # of which a logistic regression learns quickly
 
@@ -296,12 +295,10 @@ def list_lost_images(dataset: Dataset, thumbnails: np.ndarray) -> list[str]:
 
 def list_notes(dataset: Dataset, groups: Sequence[DuplicateGroup]) -> list[str]:
     """Sentences on what is worth a look: odd files, imbalanced classes, duplicates."""
-    notes = [*describe_warnings(dataset.warnings), *_list_imbalances(dataset)]
+    odd = [warning for warning in dataset.warnings if warning.code != DEEP]  # which have a sentence of their own
+    notes = [*describe_warnings(odd), *_list_imbalances(dataset)]
     exact, near = ([group for group in groups if group.exact is kind] for kind in (True, False))
-    if deep := [warning.path for warning in dataset.warnings if warning.code == "deep"]:
-        low, high = measure_depth(deep)
-        fate = "will look black" if high < _NARROW else "will show little contrast"
-        notes += [f"16-bit images use only {low:,} to {high:,} of 65,535: they {fate}."] * (high - low < _NARROW)
+    notes += filter(None, [describe_depth(dataset)])
     if exact:
         notes.append(f"{_count_groups(exact)} of identical files.")
     if near:

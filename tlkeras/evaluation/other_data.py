@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from tlkeras.config.frames import Frame
 from tlkeras.config.recipe import Recipe, bootstrap_options, load_recipe
-from tlkeras.data.headers import to_printable
+from tlkeras.data.headers import Rendering, to_printable
 from tlkeras.data.inspection import validate_images
 from tlkeras.data.tables import Dataset
 from tlkeras.errors import RunError
@@ -173,7 +173,8 @@ def evaluate_on(run: str | Path | Run, source: str | Frame, *, runs: str | Path 
     opened = open_run(run, runs)
     recipe, source = builders.name_source(load_recipe(opened.require("recipe.yaml")), source)
     options = bootstrap_options(recipe)
-    dataset = validate_images(builders.read_other_dataset(recipe, source, read_tasks(opened)))
+    other = builders.read_other_dataset(recipe, source, read_tasks(opened))
+    dataset = validate_images(replace(other, rendering=Rendering.of(opened.manifest["image"])))
     predictions, rows = _predict_dataset(opened, recipe, dataset)
     resamples, seed = options.bootstrap_samples, options.seed
     tasks = {one.task.name: evaluate_predictions(one, resamples=resamples, seed=seed) for one in predictions}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -96,7 +96,8 @@ class RunData:
         """The run's images with their labels; None where the source is missing, then `images_error` says why."""
         try:
             recipe = builders.locate_source(self.recipe, self.run.manifest.get("cwd", ""))
-            return validate_images(builders.read_dataset(recipe))
+            dataset = replace(builders.read_dataset(recipe), rendering=Rendering.of(self.run.manifest["image"]))
+            return validate_images(dataset)
         except TlkerasError as error:
             self.images_error = str(error)
             return None

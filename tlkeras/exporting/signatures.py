@@ -17,7 +17,7 @@ from tensorflow_serving.apis.prediction_log_pb2 import ClassifyLog, PredictionLo
 from tlkeras.config.image_size import ImageSize, height_and_width
 from tlkeras.config.yaml_loader import to_immutable
 from tlkeras.data.decoding import decode
-from tlkeras.data.headers import MAX_PIXELS, Rendering, read_image
+from tlkeras.data.headers import MAX_PIXELS, DepthRange, Rendering, read_image
 from tlkeras.data.tasks import THRESHOLD, MultiLabelTask, Task
 from tlkeras.data.transcoding import to_decodable
 from tlkeras.exporting.inference_graph import InferenceModel
@@ -38,6 +38,7 @@ class Preprocessing:
     resize: str  # how an image is brought to that size: stretch, crop or pad
     background: str = "drop"  # what alpha is composited over: white or black; drop: alpha is ignored
     max_pixels: int = MAX_PIXELS  # of an image in memory
+    depth_range: DepthRange | None = None  # values of channels of 16 bits that become 0 to 255; None: the upper 8 bits
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Preprocessing":

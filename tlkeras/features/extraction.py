@@ -93,7 +93,9 @@ def average_positions(rows: np.ndarray) -> np.ndarray:
 def decoding_facts(dataset: Dataset, size: ImageSize) -> Mapping[str, Any]:
     """The facts that an image's pixels depend on besides the bytes of its file, for keys of the cache."""
     rendering = dataset.rendering
-    return {"size": size, "fit": rendering.resize, "background": rendering.background, "decoder": decoding.VERSION}
+    depth = {"depth": rendering.depth_range} if rendering.depth_range else {}
+    facts = {"size": size, "fit": rendering.resize, "background": rendering.background, **depth}
+    return {**facts, "decoder": decoding.VERSION}
 
 
 def stream_images(

@@ -124,7 +124,8 @@ class Predictor:
             for batch in self._read_batches(named):
                 decoded = [one for one in batch if not isinstance(one, InvalidImage)]
                 unreadable += [one for one in batch if isinstance(one, InvalidImage)]
-                notes += [note for image, header, _ in decoded for note in list_notes(image.name, header)]
+                for image, header, _ in decoded:
+                    notes += list_notes(image.name, header, self._rendering)
                 outputs = self.compute(np.stack([pixels for *_, pixels in decoded])) if decoded else []
                 for (image, *_), *of_image in zip(decoded, *outputs, strict=True):
                     predictions.append(_describe_image(image.name, of_image, self.tasks, top))

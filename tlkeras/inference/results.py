@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlkeras.data.headers import Header, ImageError, ImageWarning, InvalidImage, check_header, to_printable
-from tlkeras.data.inspection import list_warnings
+from tlkeras.data.headers import Header, ImageError, ImageWarning, InvalidImage, Rendering, check_header, to_printable
+from tlkeras.data.inspection import UPPER_BITS, list_warnings
 from tlkeras.data.issues import describe_issues
 from tlkeras.data.sources.folders import iter_image_files
 from tlkeras.errors import DataError, TlkerasError, list_some
@@ -22,7 +22,7 @@ from tlkeras.results import HIDDEN, Result, Table, make_frame
 if TYPE_CHECKING:
     import pandas
 
-_NOTED = ("orientation-ignored",)
+_NOTED = ("orientation-ignored", "upper-bits")
 """Codes of what a prediction must say of an image that it could read."""
 
 
@@ -54,13 +54,19 @@ def explain_no_images(places: Sequence[str | Path], rejected: Sequence[InvalidIm
     return DataError.from_problems(headline, list_some(describe_issues(rejected)))
 
 
-def list_notes(path: str, seen: Header | bytes) -> list[ImageWarning]:
-    """What must be said of an image, known by its header or bytes, that is not taken as a viewer shows it."""
+def list_notes(path: str, seen: Header | bytes, rendering: Rendering | None = None) -> list[ImageWarning]:
+    """What must be said of an image, known by its header or bytes, that is not taken as a viewer shows it.
+
+    Where the rendering is known and has no depth range, that is also what becomes of 16 bits.
+    """
     try:
         header = check_header(seen) if isinstance(seen, bytes) else seen
     except ImageError:
         return []
-    return [warning for warning in list_warnings(path, header) if warning.code in _NOTED]
+    found = list_warnings(path, header)
+    cut = rendering is not None and rendering.depth_range is None and any(one.code == "deep" for one in found)
+    noted = [ImageWarning(path, "upper-bits", f"{UPPER_BITS}; data.depth_range sets other values")] if cut else []
+    return noted + [warning for warning in found if warning.code in _NOTED]
 
 
 @dataclass(frozen=True)

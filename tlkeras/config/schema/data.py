@@ -24,6 +24,7 @@ def _check_policy(value: Any) -> Any:
 
 Cell = Annotated[str, BeforeValidator(lambda value: "" if value is None else str(value))]
 """A label as it stands in a table, also where YAML takes it for a number: {1.0: 1}."""
+_Level = Annotated[int, Field(ge=0, le=65_535)]
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")]
 
 
@@ -40,7 +41,8 @@ class DataConfig(ConfigSection):
 
     `tasks`, by name, replaces `label` where there are several; the first is the main one. With a separator, a cell of
     the label column has any number of labels: "dog|night"; an empty one has none, and "?" is unknown. Alpha is
-    composited over the background, or dropped; an image of more pixels in memory than `max_pixels` is left out.
+    composited over the background, or dropped; an image of more pixels in memory than `max_pixels` is left out. Of
+    channels of 16 bits the values of `depth_range` are scaled to 8 bits; auto takes the range of the training images.
 
     Paths of a table stand in its column `path` and start from the folder `root`. `links: refuse` leaves out what lies
     outside the folder; `folders: classes` takes none for splits. `labels` renames classes, to none by "", and those of
@@ -67,6 +69,7 @@ class DataConfig(ConfigSection):
     resize: Literal["stretch", "crop", "pad"] = "stretch"
     background: Literal["white", "black", "drop"] = "white"
     max_pixels: int = Field(default=64_000_000, ge=1)
+    depth_range: Annotated[tuple[_Level, _Level] | None, BeforeValidator(auto_as_none)] = None
     limit: int | None = Field(default=None, ge=2)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
@@ -78,6 +81,13 @@ class DataConfig(ConfigSection):
             raise ValueError(
                 "the first of tasks is the main one and cannot be a regression: put classes or labels first."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_depth_range(self) -> DataConfig:
+        if self.depth_range and self.depth_range[0] >= self.depth_range[1]:
+            low, high = self.depth_range
+            raise ValueError(f"depth_range is auto, or a lower and a higher value. Received: {low} and {high}.")
         return self
 
     @model_validator(mode="after")

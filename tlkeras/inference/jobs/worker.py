@@ -101,7 +101,8 @@ class ShardProcessor:
             reason = "the network gives NaN, infinity or too large numbers"
             rejected[row] = InvalidImage(paths[row], "not-finite", reason)
         headers = [None if row in rejected or isinstance(one, InvalidImage) else one[1] for row, one in enumerate(seen)]
-        noted = [note for path, seen in zip(paths, headers, strict=True) if seen for note in list_notes(path, seen)]
+        known = [(path, header) for path, header in zip(paths, headers, strict=True) if header]
+        noted = [note for path, header in known for note in list_notes(path, header, self.rendering)]
         return table, [rejected[row] for row in sorted(rejected)], noted
 
 

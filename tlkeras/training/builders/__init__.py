@@ -7,6 +7,7 @@ from tlkeras.training.builders.data import (
     count_labels,
     describe_origin,
     evaluated_splits,
+    find_depth_range,
     image_size,
     list_cells,
     list_cleaned_overrides,

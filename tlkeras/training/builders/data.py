@@ -15,6 +15,7 @@ from tlkeras.config.image_size import ImageSize
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
 from tlkeras.data.decoding import decode_file
+from tlkeras.data.depth import choose_depth_range, measure_dataset
 from tlkeras.data.headers import InvalidImage, Rendering
 from tlkeras.data.pipeline import check_data_service
 from tlkeras.data.sources.folders import iter_image_files, read_table
@@ -180,7 +181,18 @@ def split_dataset(recipe: Recipe, dataset: Dataset) -> Dataset:
     splits = assign_splits(dataset, data.validation, data.test, data.seed, data.split_tolerance)
     divided = replace(dataset, split=_split_domains(recipe, dataset, splits))
     check_splits(divided)
-    return divided
+    return find_depth_range(recipe, divided)
+
+
+def find_depth_range(recipe: Recipe, dataset: Dataset) -> Dataset:
+    """The dataset with the range of values of its training images of 16 bits, where the recipe leaves the range open.
+
+    Of images that are validated; all count where none is in a split yet.
+    """
+    if recipe.data.depth_range is not None:
+        return dataset
+    found = choose_depth_range(measure_dataset(dataset, ("train", TARGET, "")))
+    return replace(dataset, rendering=replace(dataset.rendering, depth_range=found))
 
 
 def _split_domains(recipe: Recipe, dataset: Dataset, splits: np.ndarray) -> np.ndarray:
@@ -219,12 +231,13 @@ def image_size(recipe: Recipe) -> ImageSize:
 
 def make_rendering(recipe: Recipe) -> Rendering:
     """How the recipe's images become RGB of one size."""
-    return Rendering(recipe.data.resize, recipe.data.background, recipe.data.max_pixels)
+    data = recipe.data
+    return Rendering(data.resize, data.background, data.max_pixels, data.depth_range)
 
 
-def preprocessing_config(recipe: Recipe) -> dict[str, Any]:
+def preprocessing_config(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     """Size and rendering that turn an image file into the model's input; prediction and export need the same."""
-    return {"size": image_size(recipe), **vars(make_rendering(recipe))}
+    return {"size": image_size(recipe), **dataset.rendering.to_config()}
 
 
 def describe_origin(recipe: Recipe) -> dict[str, str]:
@@ -246,9 +259,9 @@ def data_seed(recipe: Recipe) -> int:
     return recipe.data.seed
 
 
-def decode_recipe_image(recipe: Recipe, path: str) -> np.ndarray:
+def decode_recipe_image(recipe: Recipe, path: str, rendering: Rendering) -> np.ndarray:
     """One image at the backbone's input size, uint8 [height, width, 3]; ImageError if the file cannot be decoded."""
-    return decode_file(path, image_size(recipe), make_rendering(recipe))
+    return decode_file(path, image_size(recipe), rendering)
 
 
 def mixup_cutmix_alphas(recipe: Recipe) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from tlkeras.config.recipe import Recipe, fingerprint
+from tlkeras.data.depth import describe_depth
 from tlkeras.data.inspection import validate_images
 from tlkeras.data.splits import classes_missing_from_test
 from tlkeras.data.tables import Dataset
@@ -77,7 +78,10 @@ def prepare(recipe: Recipe) -> Experiment:
 
 def validate(experiment: Experiment) -> Experiment:
     """The experiment on those of its images whose files can be read, planned as in `plan`."""
-    return plan(experiment.recipe, validate_images(experiment.dataset), experiment.extractor)
+    planned = plan(experiment.recipe, validate_images(experiment.dataset), experiment.extractor)
+    if told := describe_depth(planned.dataset):
+        logger.warning("%s", told)
+    return planned
 
 
 def plan(recipe: Recipe, dataset: Dataset, extractor: FeatureExtractor) -> Experiment:

@@ -58,7 +58,7 @@ def keep_feature_fields(recipe: Recipe) -> dict[str, Any]:
     sections = recipe.model_dump(mode="json")
     return {
         "name": "features",
-        "data": {key: sections["data"][key] for key in ("source", "resize", "background", "max_pixels")},
+        "data": {key: sections["data"][key] for key in ("source", "resize", "background", "max_pixels", "depth_range")},
         "backbone": sections["backbone"],
         "features": {key: sections["features"][key] for key in _DECISIVE},
         "training": {"seed": sections["training"]["seed"]},
