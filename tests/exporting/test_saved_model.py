@@ -357,7 +357,7 @@ def test_packed_images_that_are_made_png_are_compared(workplace):
             path.unlink()
     tlkeras.pack("photos", "packed")
     shutil.rmtree(workplace / "photos")
-    run = tlkeras.train("mine.yaml", {"data.source": "packed/images.csv"})
+    run = tlkeras.train("mine.yaml", set={"data.source": "packed/images.csv"})
     exported = tlkeras.export(run, workplace / "models/photos")
     assert exported.images == len(run.read_arrays("predictions.npz")["weights"]) == 8
     assert exported.difference < 1e-3 and not [note for note in exported.notes if "gone" in note]

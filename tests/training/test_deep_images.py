@@ -131,5 +131,5 @@ def test_other_data_is_scaled_as_the_run_says(deep, place):
 def test_a_network_is_fine_tuned_on_the_scaled_pixels(place):
     stages = ({"name": "whole", "unfreeze": "all", "epochs": 1},)
     for cache in ("auto", "off"):
-        run = tlkeras.train("mine.yaml", {"finetuning.stages": stages, "finetuning.cache": cache})
+        run = tlkeras.train("mine.yaml", set={"finetuning.stages": stages, "finetuning.cache": cache})
         assert run.manifest["image"]["depth_range"] == [0, 4095]
