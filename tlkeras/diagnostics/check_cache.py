@@ -31,10 +31,10 @@ def load_thumbnails(dataset: Dataset, cache: ActivationCache | None) -> tuple[np
 
 def _load_thumbnails(dataset: Dataset, cache: ActivationCache) -> tuple[np.ndarray, np.ndarray]:
     digests = dataset.digests.astype(str)
-    look: dict[str, object] = {"background": dataset.rendering.background, "decoder": decoding.VERSION, "version": _VERSION}
-    if depth := dataset.rendering.depth_range:
-        look["depth"] = depth
-    with cache.open(Namespace({"backbone": "thumbnails of check", **look}, (SIDE, SIDE))) as store:
+    rendering = dataset.rendering
+    look = {"background": rendering.background, "decoder": decoding.VERSION, "version": _VERSION}
+    depth = {"depth": rendering.depth_range} if rendering.depth_range else {}
+    with cache.open(Namespace({"backbone": "thumbnails of check", **look, **depth}, (SIDE, SIDE))) as store:
         first = np.sort(np.unique(digests, return_index=True)[1])
         missing = first[~store.known(digests[first].tolist())]
         made, readable = read_thumbnails(dataset.paths[missing].tolist(), dataset.rendering)
