@@ -42,13 +42,15 @@ def find_evidence(X, y, alpha, beta):
 def test_logme_is_the_highest_evidence_there_is(width):
     random = np.random.default_rng(0)
     X, codes = random.normal(size=(20, width)), np.arange(20) % 2
-    X[:, 0] += codes
+    X[:, 0] += 2 * codes
     grid = np.exp(np.linspace(-7, 9, 161))
+    centred = X - X.mean(axis=0)
     best = [
-        max(find_evidence(X, (codes == label).astype(float), alpha, beta) for alpha in grid[::2] for beta in grid[::2])
+        max(find_evidence(centred, (codes == label) - 0.5, alpha, beta) for alpha in grid[::2] for beta in grid[::2])
         for label in (0, 1)
     ]
     assert measure_logme(X, codes) == pytest.approx(np.mean(best), abs=2e-3)
+    assert measure_logme(X + 5, codes) == pytest.approx(measure_logme(X, codes))
 
 
 def test_directions_without_variance_count():

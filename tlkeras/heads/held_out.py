@@ -180,13 +180,13 @@ def _fit_scale(rows: LabelledFeatures, classes: int, by_class: bool) -> tuple[np
 
 
 def _smooth(codes: np.ndarray, shares: np.ndarray, classes: int, alone: float) -> np.ndarray:
-    """Targets (n, k): those of the rows, and of one more beside 1 / `alone` of them, which is of each class by its
-    share, but not of its own. A class without rows, which a fold has lacked, has an equal part of it.
+    """Targets (n, k): those of the rows, and of k / (k - 1) more beside 1 / `alone` of them, which are of each class by
+    its share, so that one is of another class than its own where classes are alike. A class without rows, which a fold
+    has lacked, has an equal part of them.
     """
     targets = np.eye(classes)[codes]
     found = shares @ targets
     found = np.where(found > 0, found, alone / classes)
-    found /= found.sum()
-    added = alone / max(1 - np.sum(found**2), alone)
+    added = alone * classes / (classes - 1)
     added /= 1 + added
-    return (1 - added) * targets + added * found
+    return (1 - added) * targets + added * found / found.sum()

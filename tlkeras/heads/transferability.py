@@ -11,19 +11,23 @@ _CLOSE = 1e-3
 _TINY = 1e-5
 
 
-def measure_logme(X: np.ndarray, codes: np.ndarray) -> float:
+def measure_logme(X: np.ndarray, codes: np.ndarray, *, intercept: bool = True) -> float:
     """LogME: the log maximum evidence per image, averaged over classes, each against the rest.
 
     You et al., ICML 2021 (LogME), with the update of alpha and beta of You et al., 2021 (Ranking and Tuning), and with
     the evidence's term (D - k)/2 log alpha for the D - k directions in which features do not vary, which the published
-    code omits. Standardise the features (n, d) of all models alike; codes are classes, int (n,), from 0.
+    code omits. With an `intercept`, features and indicators are centred: else features would have to say how frequent a
+    class is. Standardise the features (n, d) of all models alike; codes are classes, int (n,), from 0.
     """
     X = np.asarray(X, np.float64)
+    targets = _one_hot(codes)
+    if intercept:
+        X, targets = X - X.mean(axis=0), targets - targets.mean(axis=0)
     rows, width = X.shape
     left, singular, _ = np.linalg.svd(X, full_matrices=False)
     kept = singular > singular[0] * max(X.shape) * np.finfo(np.float64).eps
     left, sigma = left[:, kept], singular[kept] ** 2
-    evidences = [_maximise_evidence(left.T @ y, float(y @ y), sigma, rows, width) for y in _one_hot(codes).T]
+    evidences = [_maximise_evidence(left.T @ y, float(y @ y), sigma, rows, width) for y in targets.T]
     return float(np.mean(evidences))
 
 
