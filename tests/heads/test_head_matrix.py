@@ -15,8 +15,8 @@ _SPEC.loader.exec_module(matrix)
 KINDS = [kind for kind in matrix.VECTOR_HEADS if kind != "deep"]
 
 OUTSIDE = {
-    # slopes of 1.20 and 1.17 ± 0.03 on 20 draws: two rows over the targets of nine to one, of which few are independent,
-    # leave the frequent class less sure than it is; the calibration error is within the bounds
+    # slopes of 1.20 and 1.17 ± 0.03 on 20 draws: two rows spread over targets of nine to one, of which few are
+    # independent, leave the frequent class less sure than it is; the calibration error is within the bounds
     "kernel | folds | - | weighed | grouped | - | 2 | 60": ["slope"],
     "kernel | validation | - | weighed | grouped | - | 2 | 60": ["slope"],
 }
