@@ -39,6 +39,8 @@ CALLS = {
     "predict_to_file": lambda run: tlkeras.predict_to_file("nowhere", [PHOTO], "out.csv"),
     "prune_cache": lambda run: tlkeras.prune_cache(unused_days=1000.0),
     "recommend": lambda run: tlkeras.recommend("nowhere.yaml"),
+    "remove_run": lambda run: tlkeras.remove_run("nowhere"),
+    "rename_run": lambda run: tlkeras.rename_run("nowhere", "name"),
     "report": lambda run: tlkeras.report(["nowhere"]),
     "report_tuning": lambda run: tlkeras.report_tuning(),
     "resume": lambda run: tlkeras.resume("nowhere"),

@@ -40,6 +40,8 @@ _VERBS = {
     "predict_to_file": "inference.sharded",
     "prune_cache": "features.cache",
     "recommend": "diagnostics.recommend.recommend",
+    "remove_run": "runs.directory",
+    "rename_run": "runs.directory",
     "report": "evaluation.report.page",
     "report_tuning": "tuning.report",
     "resume": "training.train",
@@ -56,7 +58,7 @@ _VERBS = {
 
 _WITHOUT_TENSORFLOW = {
     *("compare", "copy_recipe", "evaluate", "list_backbones", "list_cache", "list_recipes", "list_runs"),
-    "open_run",
+    *("open_run", "remove_run", "rename_run"),
     *("predict_remotely", "prune_cache", "report_tuning"),
 }
 

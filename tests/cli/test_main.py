@@ -279,3 +279,27 @@ def test_images_and_name_are_short_options(workplace):
     assert done.exit_code == 0 and "tlkeras report photos-01" in done.output
     done = CliRunner().invoke(main, ["train", "--resume", "latest", "--name", "x"])
     assert done.exit_code == 2 and "--name" in done.output
+
+
+def test_runs_are_listed_with_what_they_are_of(workplace):
+    small = ["--set", "backbone.name=tiny", "--set", "backbone.weights=none", "--set", "data.split_tolerance=0"]
+    assert CliRunner().invoke(main, ["train", "photos/", *small]).exit_code == 0
+    (run,) = json.loads(CliRunner().invoke(main, ["ls", "--json"]).stdout)["runs"]
+    assert (run["source"], run["images"], run["classes"]) == ("photos/", 32, 2) and run["bytes"] > 10_000
+    shown = CliRunner().invoke(main, ["ls"]).stdout
+    assert re.search(r"photos-01 +│ photos/ +│ +32 │ +2 │", shown)
+    (workplace / "runs/photos-01/manifest.json").write_text('{"state": "running", "process": 1}')
+    assert "photos-01 (killed)" in CliRunner().invoke(main, ["ls"]).stdout
+
+
+def test_runs_are_removed_when_one_says_so(workplace):
+    for name in ("a-01", "a-02"):
+        (workplace / "runs" / name).mkdir(parents=True)
+        (workplace / "runs" / name / "manifest.json").write_text('{"state": "finished"}')
+    assert CliRunner().invoke(main, ["rm", "a-01", "nowhere"]).exit_code == 5
+    assert CliRunner().invoke(main, ["rm", "a-01"], input="n\n").exit_code == 1
+    assert (workplace / "runs/a-01").is_dir()
+    done = CliRunner().invoke(main, ["rm", "a-01", "--yes"])
+    assert done.exit_code == 0 and "Removed a-01." in done.stdout and not (workplace / "runs/a-01").exists()
+    done = CliRunner().invoke(main, ["mv", "a-02", "best"])
+    assert done.exit_code == 0 and (workplace / "runs/best").is_dir()

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from tlkeras.errors import ResourceError, RunError
-from tlkeras.runs.directory import create_run, find_resumable_run, list_runs, log_to_file, open_run
+from tlkeras.runs.directory import (
+    create_run,
+    find_resumable_run,
+    list_runs,
+    log_to_file,
+    open_run,
+    remove_run,
+    rename_run,
+)
 
 
 def finish(root, name):
@@ -220,3 +228,21 @@ def test_warnings_reach_the_log(tmp_path):
         logging.getLogger("tlkeras.heads").warning("first")
         logging.getLogger("py.warnings").warning("second")
     assert [line.split()[-1] for line in (run.path / "log.txt").read_text().splitlines()] == ["first", "second"]
+
+
+def test_runs_are_renamed_and_removed(tmp_path):
+    first, second = create_run(tmp_path, "a"), create_run(tmp_path, "a")
+    for run in (first, second):
+        run.finish()
+    renamed = rename_run("a-02", "best", tmp_path)
+    assert renamed.path == tmp_path / "best" and open_run("latest", tmp_path) == renamed
+    for name in ("a-01", "../out", "latest", ""):
+        with pytest.raises(RunError):
+            rename_run(renamed, name)
+    assert remove_run("a-01", tmp_path) == "a-01" and list_runs(tmp_path) == (renamed,)
+    with renamed.locked():
+        renamed.update_manifest(state="running")
+        for change in (lambda: remove_run(renamed), lambda: rename_run(renamed, "other")):
+            with pytest.raises(RunError, match="still running"):
+                change()
+    assert renamed.path.is_dir()

@@ -24,6 +24,41 @@ def ls(runs: str, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("names", nargs=-1, required=True, metavar="RUN...")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@runs_option
+def rm(names: tuple[str, ...], yes: bool, runs: str) -> None:
+    """Remove runs, asking first: their directories with model, figures and report. The cache is left alone.
+
+    \b
+    Example: tlkeras rm photos-01 photos-02
+    """
+    from pathlib import Path
+
+    from tlkeras.runs.directory import find_run
+
+    found = [find_run(name, Path(runs)) for name in names]  # all are known before one is gone
+    listed = ", ".join(f"{run.name} ({run.to_dict()['bytes'] / 1e6:,.1f} MB)" for run in found)
+    if not yes:
+        click.confirm(f"Remove {listed}?", abort=True)
+    for run in found:
+        click.echo(f"Removed {tlkeras.remove_run(run)}.")
+
+
+@click.command()
+@click.argument("run")
+@click.argument("name")
+@runs_option
+def mv(run: str, name: str, runs: str) -> None:
+    """Rename RUN to NAME within its folder.
+
+    \b
+    Example: tlkeras mv photos-01 baseline
+    """
+    click.echo(f"It is {tlkeras.rename_run(run, name, runs).path} now.")
+
+
+@click.command()
 @click.argument("recipe")
 @click.argument("target", type=click.Path())
 @click.option("--data", metavar="DATA", help="Your images, written into the copy as its data.source.")

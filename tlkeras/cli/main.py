@@ -39,6 +39,8 @@ _GROUPS: dict[str, dict[click.Command, str]] = {
     },
     "Store": {
         catalog.ls: "List recipes and runs.",
+        catalog.rm: "Remove runs, asking first.",
+        catalog.mv: "Rename a run.",
         catalog.backbones: "List pretrained networks, or look into one.",
         catalog.features: "Extract features of any number of images.",
         catalog.cache: "List or prune the cache of frozen activations.",

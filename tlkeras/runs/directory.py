@@ -24,6 +24,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -32,7 +33,7 @@ from typing import Any
 
 from tlkeras.errors import ResourceError, RunError, suggest
 from tlkeras.results import Table
-from tlkeras.runs.files import explain_not_resumable, now
+from tlkeras.runs.files import RunFiles, explain_not_resumable, now
 from tlkeras.runs.run import Run
 
 RUNS = "runs"  # the folder of run directories, below the current one, where none is named
@@ -107,6 +108,36 @@ def list_runs(root: str | Path = RUNS) -> Table[Run]:
         return Table()
     runs = [Run(path) for path in root.iterdir() if (path / "manifest.json").is_file()]
     return Table(sorted(runs, key=lambda run: (run.read_created(), run.name)))
+
+
+def remove_run(run: str | Run, runs: str | Path = RUNS) -> str:
+    """The name of a run whose directory is gone now; RunError if there is none, or a process is writing it."""
+    found = run if isinstance(run, Run) else find_run(run, Path(runs))
+    _refuse_running(found)
+    shutil.rmtree(found.path)
+    return found.name
+
+
+def rename_run(run: str | Run, name: str, runs: str | Path = RUNS) -> Run:
+    """A run under another name in its folder; RunError if that is taken or no name, or a process is writing the run."""
+    found = run if isinstance(run, Run) else find_run(run, Path(runs))
+    _refuse_running(found)
+    target = found.path.parent / name
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or name == "latest":
+        raise RunError("This cannot be the name of a run.", repr(name), "Use letters, digits, '.', '-' and '_'.")
+    if target.exists():
+        raise RunError(f"{target} exists already.", way_out="Choose another name.")
+    pointer = found.path.parent / "latest"
+    was_latest = pointer.is_file() and pointer.read_text().strip() == found.name
+    found.path.rename(target)
+    if was_latest:
+        RunFiles(found.path.parent).write_text("latest", name + "\n")
+    return Run(target)
+
+
+def _refuse_running(run: Run) -> None:
+    if run.read_state() == "running":
+        raise RunError(f"{run.name} is still running.", run.path, "Wait for it, or stop it.")
 
 
 @contextmanager

@@ -161,14 +161,40 @@ class Run(RunFiles):
         return tlkeras.serve(target, block=block, **options)
 
     def to_dict(self) -> dict[str, Any]:
-        """Name, state, creation time (UTC), and accuracy and ROC AUC where they were measured."""
+        """Name, state, creation time (UTC), and what is known: source, numbers of images and classes, minutes, bytes.
+
+        Accuracy and ROC AUC where they were measured.
+        """
         try:
             metrics = self.read_json("metrics.json")["metrics"]
             accuracy, auc = (metrics.get(name, {}).get("value") for name in ("accuracy", "roc_auc"))
         except (RunError, KeyError, TypeError, AttributeError):  # not measured, or a damaged file
             accuracy = auc = None
-        facts = {"name": self.name, "state": self.read_state(), "created": self.read_created()}
-        return {**facts, "accuracy": accuracy, "roc_auc": auc}
+        source = images = classes = None
+        minutes = 0.0
+        with suppress(RunError, AttributeError, TypeError):  # a damaged file, or a run that has not come so far
+            minutes = round(sum(self.manifest.get("phases", {}).values()) / 60, 2)
+            source, classes = self.manifest.get("source"), len(self.classes)
+            images = sum(self.manifest["examples"].values()) if "examples" in self.manifest else None
+        return {
+            "name": self.name,
+            "state": self.read_state(),
+            "created": self.read_created(),
+            "source": source,
+            "images": images,
+            "classes": classes,
+            "accuracy": accuracy,
+            "roc_auc": auc,
+            "minutes": minutes,
+            "bytes": self._count_bytes(),
+        }
+
+    def _count_bytes(self) -> int:
+        total = 0
+        for path in self.path.rglob("*"):
+            with suppress(OSError):  # of a run that is being written
+                total += path.stat().st_size if path.is_file() else 0
+        return total
 
     def take_worker_result(self) -> dict[str, Any] | None:
         """`worker`, `workers`, `devices`, `weights` (SHA-256) of a worker, whose folder is removed; None of a run."""

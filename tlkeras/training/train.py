@@ -161,6 +161,7 @@ def _write_model(
     names = ("train", "validation", "test", *(name for name in used if name == builders.TARGET))
     run.update_manifest(
         recipe=fingerprint(recipe),
+        source=dataset.source,
         image=builders.preprocessing_config(recipe, dataset),
         examples={name: len(dataset.rows(name)) for name in names},
         parameters=model.count_params(),

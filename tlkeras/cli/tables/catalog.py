@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from tlkeras.cli.tables.style import format_number, left, open_console, print_issues, print_notes, print_table, right
+from tlkeras.cli.tables.style import (
+    format_number,
+    left,
+    open_console,
+    paths,
+    print_issues,
+    print_notes,
+    print_table,
+    right,
+)
 from tlkeras.config.image_size import format_size
 
 if TYPE_CHECKING:
@@ -26,11 +35,16 @@ def print_list(result: dict[str, Any]) -> None:
     if not result["runs"]:
         open_console().print("No runs yet. Make one with: tlkeras train quickstart")
         return
-    runs = (
-        (run["name"], run["state"], run["created"], format_number(run["accuracy"]), format_number(run["roc_auc"]))
-        for run in result["runs"]
-    )
-    print_table("Runs", left("name", "state", "created") + right("accuracy", "ROC AUC"), runs)
+    columns = left("name") + paths("images of") + right("images", "classes", "accuracy", "ROC AUC", "minutes")
+    print_table("Runs", columns, map(_list_run_cells, result["runs"]))
+
+
+def _list_run_cells(run: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of a run; its state stands with the name of one that has not finished."""
+    state = "" if run["state"] == "finished" else f" ({run['state']})"
+    counts = ("-" if run[name] is None else f"{run[name]:,}" for name in ("images", "classes"))
+    figures = (format_number(run[name]) for name in ("accuracy", "roc_auc"))
+    return escape(run["name"]) + state, escape(run["source"] or "-"), *counts, *figures, f"{run['minutes']:.1f}"
 
 
 def print_backbones(backbones: Sequence[BackboneInfo]) -> None:
