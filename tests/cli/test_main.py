@@ -274,7 +274,9 @@ def test_images_and_name_are_short_options(workplace):
     small = ["--set", "backbone.name=tiny", "--set", "backbone.weights=none", "--set", "data.split_tolerance=0"]
     done = CliRunner().invoke(main, ["train", "linear_probe", "--data", "photos/", "--name", "cats", *small])
     assert done.exit_code == 0 and "% right" in done.stdout.splitlines()[0]
-    assert "tlkeras report cats-01" in done.output
+    assert "tlkeras report cats-01" in done.output and "mean nothing" not in done.output
+    done = CliRunner().invoke(main, ["train", "photos/", "--quick", *small])
+    assert done.stdout.startswith("Shrunk by --quick: these figures mean nothing.")
     done = CliRunner().invoke(main, ["train", "photos/", *small])
     assert done.exit_code == 0 and "tlkeras report photos-01" in done.output
     done = CliRunner().invoke(main, ["train", "--resume", "latest", "--name", "x"])

@@ -1,6 +1,7 @@
 """Metrics of a run: overall, per class and per slice of the images, next to baselines; as JSON and as CSV."""
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("task", "scope", "name", "metric", "examples", "value", "low", "high", "majority", "linear_probe", "reason")
 MOST_SLICES = 50
+QUICK = "Shrunk by --quick: these figures mean nothing."
 _FEWEST_TO_NAME = 10  # held-out images of a class that is called the weakest
 _FAR_BELOW = 0.1  # of the mean recall of the others
 
@@ -111,7 +113,8 @@ class Evaluation(Result):
     @property
     def verdict(self) -> str:
         """How good the main task's predictions are, in a sentence or two."""
-        return describe_task(self.main)
+        trial = f"{QUICK} " if is_quick(self.run) else ""
+        return trial + describe_task(self.main)
 
     def _repr_html_(self) -> str:
         return render_card(self.run, [self.verdict], self.metrics._repr_html_(), self.main.labels._repr_html_())
@@ -207,6 +210,11 @@ def evaluate_predictions(
         calibration=evaluate_calibration(predictions, validation, resamples, seed) if task.has_classes else None,
         late_fusion={rule: measure(predicted) for rule, predicted in (late_fusion or {}).items()},
     )
+
+
+def is_quick(run: str) -> bool:
+    """Whether a run of that name was shrunk to seconds."""
+    return re.search(r"-quick-\d+$", run) is not None
 
 
 def describe_task(task: TaskEvaluation) -> str:

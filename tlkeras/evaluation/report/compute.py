@@ -13,7 +13,7 @@ from tlkeras.evaluation import errors, selective
 from tlkeras.evaluation.attribution import METHODS, AttributionMethod, Explainer, check_sanity
 from tlkeras.evaluation.calibration import CalibrationResult, evaluate_calibration
 from tlkeras.evaluation.comparison import PairedDifference, compare_probabilities
-from tlkeras.evaluation.evaluate import EvaluationResult, evaluate
+from tlkeras.evaluation.evaluate import QUICK, EvaluationResult, evaluate, is_quick
 from tlkeras.evaluation.learning_curve import LearningCurveResult, learning_curve
 from tlkeras.evaluation.metrics import measure_accuracy
 from tlkeras.evaluation.other_data import (
@@ -149,7 +149,8 @@ def compute_report(run: Run, options: ReportOptions) -> Report:
         predictions.task.name: computation.report_task(predictions, output)
         for output, predictions in enumerate(load_predictions(run))
     }
-    data, notes = computation.data, computation.notes
+    data, notes = computation.data, [QUICK] if is_quick(run.name) else []
+    notes += computation.notes
     if data.images_error:
         notes.append(f"The run's images cannot be read any more: {data.images_error}")
     others, made = read_external_evaluations(run), read_reproducibility(data)
