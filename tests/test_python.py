@@ -200,6 +200,8 @@ def test_data_sets_of_tensorflow(place, digits):
     assert tlkeras.load_data(single).source == tlkeras.load_data(single.shuffle(40).batch(7)).source
     parts = tlkeras.load_data({"train": single.take(30), "test": (colour[30:], y[30:])})
     assert parts.table.columns["split"] == ["train"] * 30 + ["test"] * 10
+    dark = tf.data.Dataset.from_tensor_slices((np.zeros((2, 8, 8, 3), np.float32), [0, 1]))
+    assert len(tlkeras.load_data(dark)) == 2
     named = keras.utils.image_dataset_from_directory("photos", image_size=(32, 32), verbose=0)
     assert tlkeras.load_data(named).classes == ["day", "night"]
     with pytest.raises(DataError, match="repeat"):

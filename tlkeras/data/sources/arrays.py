@@ -113,8 +113,10 @@ def is_batch(x: Any) -> bool:
 
 def check_pixels(pixels: np.ndarray) -> np.ndarray:
     """Pixels as Pillow takes them; floats are rounded if they go to 255, and refused if they may go to 1."""
-    if np.issubdtype(pixels.dtype, np.floating) and pixels.size and pixels.min() >= 0 and 1 < pixels.max() <= 255:
-        pixels = np.rint(pixels).astype(np.uint8)
+    if np.issubdtype(pixels.dtype, np.floating) and pixels.size:
+        low, high = pixels.min(), pixels.max()
+        if low >= 0 and (1 < high <= 255 or high == 0):  # a black image is black on either scale
+            pixels = np.rint(pixels).astype(np.uint8)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,), (4,)):
         values = f", {pixels.min():g} to {pixels.max():g}" if pixels.size else ""
         raise DataError(f"An image is {_PIXELS}.", f"{pixels.dtype} {list(pixels.shape)}{values}")
