@@ -288,10 +288,10 @@ def test_runs_are_listed_with_what_they_are_of(workplace):
     assert CliRunner().invoke(main, ["train", "photos/", *small]).exit_code == 0
     (run,) = json.loads(CliRunner().invoke(main, ["ls", "--json"]).stdout)["runs"]
     assert (run["source"], run["images"], run["classes"]) == ("photos/", 32, 2) and run["bytes"] > 10_000
-    shown = CliRunner().invoke(main, ["ls"]).stdout
+    shown = CliRunner().invoke(main, ["ls"], env={"COLUMNS": "120"}).stdout
     assert re.search(r"photos-01 +│ photos/ +│ +32 │ +2 │", shown)
     (workplace / "runs/photos-01/manifest.json").write_text('{"state": "running", "process": 1}')
-    assert "photos-01 (killed)" in CliRunner().invoke(main, ["ls"]).stdout
+    assert "photos-01 (killed)" in CliRunner().invoke(main, ["ls"], env={"COLUMNS": "120"}).stdout
 
 
 def test_runs_are_removed_when_one_says_so(workplace):
