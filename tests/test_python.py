@@ -107,7 +107,7 @@ def test_several_images_are_a_table(run, tmp_path):
     ("image", "message"),
     [
         ("https://example.org/cat.jpg", "not fetched"),
-        (np.zeros((8, 8, 3)), "float64"),
+        (np.full((8, 8, 3), 0.5), "float64"),
         (np.zeros((2, 8, 8, 5), np.uint8), "image 2"),
         (b"", "empty"),
         (b"no image at all", "not an image"),

@@ -86,7 +86,7 @@ def test_what_cannot_be_used_is_named(images, tmp_path):
         ([*paths[:3], str(tmp_path / "text.png")], "text.png"),
         (["nowhere.png"], "nowhere.png"),
         ([1, 2], "Images are paths"),
-        (np.zeros((2, 8, 8, 3)), "uint8"),
+        (np.full((2, 8, 8, 3), 0.5), "uint8"),
     ):
         with pytest.raises(DataError, match=message):
             tlkeras.TransferClassifier(**TINY).fit(X, labels[: len(X)])

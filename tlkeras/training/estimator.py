@@ -1,7 +1,6 @@
 """A pretrained network with a head on its frozen features, as a scikit-learn classifier of images."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from os import PathLike, fspath
@@ -14,7 +13,8 @@ from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
-from tlkeras.config.recipe import Recipe, load_recipe
+from tlkeras.config.recipe import Recipe, load_recipe, recipe_to_yaml, validate
+from tlkeras.config.yaml_loader import load_yaml
 from tlkeras.data.headers import Rendering, to_printable
 from tlkeras.data.sources.arrays import check_pixels, is_batch
 from tlkeras.data.sources.folders import DEFAULT_RECIPE
@@ -98,7 +98,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
 
     def transform(self, X: Any) -> np.ndarray:
         """Frozen features of images, float32 [n, d]; DataError if some cannot be read, all are named."""
-        recipe, extractor = _build(json.dumps(self._list_overrides()))
+        recipe, extractor = self._build()
         paths = _save(X)
         dataset = Dataset.of_files(paths, [sha256(path) for path in paths], Rendering.of(self.resize or "stretch"))
         experiment = builders.Experiment(recipe, dataset, extractor)
@@ -110,20 +110,20 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):
     def to_keras(self) -> keras.Model:
         """The whole as one Keras model, from uint8 images [n, height, width, 3] to probabilities [n, k]."""
         check_is_fitted(self)
-        recipe, extractor = _build(json.dumps(self._list_overrides()))
+        recipe, extractor = self._build()
         model = attach_heads(extractor.pooled, self.head_, "classifier")
         return builders.add_orientations(recipe, extractor, model)
 
-    def _list_overrides(self) -> dict[str, object]:
+    def _build(self) -> tuple[Recipe, FeatureExtractor]:
         given = {key: value for name, key in _KEYS.items() if (value := getattr(self, name)) is not None}
-        return {**given, **({"augmentation.test_time": True} if self.views else {})}
+        recipe = load_recipe(DEFAULT_RECIPE, {**given, **({"augmentation.test_time": True} if self.views else {})})
+        return recipe, _build_extractor(recipe_to_yaml(recipe))
 
 
 @lru_cache(maxsize=4)
-def _build(overrides: str) -> tuple[Recipe, FeatureExtractor]:
-    """A recipe and its frozen network, which the clones of a search share."""
-    recipe = load_recipe(DEFAULT_RECIPE, json.loads(overrides))
-    return recipe, builders.build_feature_extractor(recipe)
+def _build_extractor(recipe: str) -> FeatureExtractor:
+    """The frozen network of a recipe in YAML, which the clones of a search share."""
+    return builders.build_feature_extractor(validate(load_yaml(recipe, "the classifier")))
 
 
 def _save(X: Any) -> list[str]:

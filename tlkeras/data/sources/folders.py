@@ -214,7 +214,9 @@ def load_recipe_or_source(
 
 def list_overrides(source: str) -> dict[str, str]:
     """What makes a recipe one for a source, which it is named after: values by dotted key."""
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(source).name).strip("-.") or "images"
+    path = Path(source)
+    bare = path.stem if path.suffix.lower() in TABLE_SUFFIXES else path.name
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", bare).strip("-.") or "images"
     return {"name": name, "data.source": source}
 
 
