@@ -96,7 +96,8 @@ def test_figures_are_those_of_the_predictions(result, place):
     assert {row["label"] for row in rows} == {"", "square", "disc", "disc|square"}
 
 
-def test_prediction_lists_every_label_found(result, place, capsys):
+def test_prediction_lists_every_label_found(result, place, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     predictions = tlkeras.predict(result.path, ["images/003.png", "images/000.png"], top=2)
     assert predictions.threshold == 0.5
     for image in predictions.predictions:
