@@ -101,9 +101,8 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys)
     gain = result.main.gain
     assert gain.value == pytest.approx(result.metrics["accuracy"].value - result.main.probe["accuracy"].value)
     verdict = {True: "better than", False: "worse than", None: "not proved better than"}[gain.better]
-    assert (
-        f"Adaptation by {method} is {verdict} the source domain alone: accuracy {gain.value:+.3f}"
-        in " ".join(printed.split())
+    assert f"Adaptation by {method} is {verdict} the source domain alone: accuracy {gain.value:+.3f}" in " ".join(
+        printed.split()
     )
     exported = tlkeras.export(result.path, place / "models" / method)
     served = tf.saved_model.load(exported.path).signatures["serving_default"]
