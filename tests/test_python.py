@@ -140,6 +140,8 @@ def test_mistakes_are_looked_into(run):
     assert run.explain(PHOTO).png.startswith(b"\x89PNG")
     with pytest.raises(RunError, match="Did you mean 'day'"):
         run.explain(PHOTO, "dya")
+    with pytest.raises(DataError, match="One image is explained at a time. Received: 2 images"):
+        run.explain([PHOTO, PHOTO])
     with pytest.raises(RunError, match="grad_cam"):
         run.explain(PHOTO, method="lime")
 
@@ -225,6 +227,8 @@ def test_labels_of_arrays(place, digits):
         tlkeras.load_data((x / 255, y))
     with pytest.raises(RecipeError, match="int"):
         tlkeras.load_data(3)
+    with pytest.raises(RecipeError, match="Received: tuple. Of images in memory: tlkeras.load_data"):
+        tlkeras.check((np.zeros((2, 8, 8, 3), np.uint8), [0, 1]))
 
 
 def test_callbacks_see_the_fine_tuning(place, digits):

@@ -151,7 +151,7 @@ def test_a_missing_recipe_is_named_with_the_nearest(tmp_path, monkeypatch):
     for folder in ("photos", "photos/"):
         with pytest.raises(RecipeError) as caught:
             load_recipe(folder)
-        command = f"tlkeras train linear_probe --set data.source={folder}"
+        command = f"tlkeras train {folder}"
         assert str(caught.value) == f"No recipe called {folder!r}. It is a source of images: did you mean `{command}`?"
 
 

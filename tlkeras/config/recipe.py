@@ -43,7 +43,7 @@ RENAMED = {
 }
 """From each former word of a recipe to the present one, which the refusal of the former suggests."""
 
-_TABLES = (".csv", ".tsv", ".txt", ".parquet", ".jsonl", ".ndjson")
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".jsonl", ".ndjson")
 
 
 def load_recipe(
@@ -138,8 +138,8 @@ def find_recipe(reference: str) -> Path:
     shipped, path = list_recipes(), Path(os.path.expanduser(reference))
     if reference in shipped:
         return shipped[reference]
-    if path.is_dir() or (path.is_file() and path.suffix.lower() in _TABLES):
-        command = f"tlkeras train linear_probe --set {shlex.quote(f'data.source={reference}')}"
+    if path.is_dir() or (path.is_file() and path.suffix.lower() in TABLE_SUFFIXES):
+        command = f"tlkeras train {shlex.quote(reference)}"
         raise RecipeError(
             f"No recipe called {reference!r}.", way_out=f"It is a source of images: did you mean `{command}`?"
         )

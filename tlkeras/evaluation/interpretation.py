@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.errors import RunError, suggest
+from tlkeras.errors import DataError, RunError, suggest
 from tlkeras.evaluation import errors
 from tlkeras.evaluation.attribution import METHODS, AttributionMethod, Explainer
 from tlkeras.evaluation.report.charts import overlay
@@ -69,8 +69,8 @@ def explain(
 ) -> Plot:
     """An image with a map of what speaks for a class laid over it, as large as the model sees it.
 
-    BackboneError if the model has no layer with a map; DataError if the image cannot be read; RunError if there is no
-    such class.
+    BackboneError if the model has no layer with a map; DataError if the image cannot be read, or there are several;
+    RunError if there is no such class.
 
     Args:
         run: As in `open_run`.
@@ -82,7 +82,10 @@ def explain(
     if method not in METHODS:
         raise RunError("Unknown method of explanation.", repr(method), f"Choose one of {', '.join(METHODS)}.")
     task = predictor.tasks[0]
-    pixels = predictor.decode(list_images(image)[0][0])
+    named, _ = list_images(image)
+    if len(named) > 1:
+        raise DataError("One image is explained at a time.", f"{len(named):,} images", "Call `explain` for each.")
+    pixels = predictor.decode(named[0])
     if label is None:
         (outputs, *_) = predictor.compute(pixels[None])
         index = int(outputs[0].argmax())

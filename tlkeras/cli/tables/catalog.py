@@ -109,7 +109,7 @@ def print_packed(result: PackResult) -> None:
     console.print(f"{result.images:,} images, {size}, in {result.shards:,} files.", highlight=False)
     if result.rejected:
         print_issues("Files that cannot be used", result.rejected)
-    command = f"tlkeras train linear_probe --set {shlex.quote(f'data.source={result.path}')}"
+    command = f"tlkeras train {shlex.quote(str(result.path))}"
     console.print(f"\nNext:\n  {command}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from tlkeras.config.frames import Frame, is_frame
-from tlkeras.config.recipe import Recipe, list_recipes, load_recipe
+from tlkeras.config.recipe import TABLE_SUFFIXES, Recipe, list_recipes, load_recipe
 from tlkeras.data.cells import sort_names
 from tlkeras.data.headers import EXTENSIONS, InvalidImage, detect_format, explain_format, explain_os_error, to_printable
 from tlkeras.data.issues import describe_issues
 from tlkeras.data.sources.datasets import read_digits, read_elpv, read_tfds
 from tlkeras.data.sources.manifests import DEFAULTS, SourceOptions, build_table, read_manifest
 from tlkeras.data.sources.metadata_files import find_metadata, has_labels, join_metadata
-from tlkeras.data.sources.table_files import TABLE_SUFFIXES, Lines
+from tlkeras.data.sources.table_files import Lines
 from tlkeras.data.splits import find_split
 from tlkeras.data.tables import ImageTable
-from tlkeras.errors import DataError, list_some, suggest
+from tlkeras.errors import DataError, RecipeError, list_some, suggest
 
 DEFAULT_RECIPE = "linear_probe"
 BUILTIN_DATASETS = ("elpv", "sklearn-digits")
@@ -206,7 +206,9 @@ def load_recipe_or_source(
         return reference.make_recipe(overrides=overrides), False
     if is_frame(reference):
         return load_recipe(DEFAULT_RECIPE, {"name": "frame", "data.source": reference, **(overrides or {})}), False
-    assert isinstance(reference, (str, Path, Recipe))
+    if not isinstance(reference, str | Path | Recipe):
+        rule = "This takes a recipe, a folder, a table, a frame, or what load_data returns."
+        raise RecipeError(rule, type(reference).__name__, "Of images in memory: tlkeras.load_data(images).")
     if isinstance(reference, Recipe) or not is_data_source(str(reference)) or reference in list_recipes():
         return load_recipe(reference, overrides), True
     return load_recipe(DEFAULT_RECIPE, {**list_overrides(str(reference)), **(overrides or {})}), False

@@ -3,8 +3,9 @@
 import os
 from collections.abc import Sequence
 
+from tlkeras.config.recipe import TABLE_SUFFIXES
 from tlkeras.data.sources.manifests import COLUMN_ROLES, SourceOptions
-from tlkeras.data.sources.table_files import TABLE_SUFFIXES, Lines, find_path_column, read_lines
+from tlkeras.data.sources.table_files import Lines, find_path_column, read_lines
 from tlkeras.data.splits import find_split
 
 

@@ -16,7 +16,6 @@ from tlkeras.config.frames import ENCODED_IMAGE, format_cells, read_columns
 from tlkeras.data.headers import EXTENSIONS, parse_slice, to_printable
 from tlkeras.errors import DataError
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".jsonl", ".ndjson")
 PATH_COLUMNS = (
     *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "imagepath"),
     *("image_file", "image_name", "image_id", "img", "img_path", "id"),

@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -18,9 +18,6 @@ from tlkeras.evaluation.report.compute import RegressionPoints
 from tlkeras.evaluation.selective import SelectiveResult
 from tlkeras.plotting.charts import COLOURS, FAINT, open_chart
 from tlkeras.plotting.notebook import embed_thumbnail
-
-if TYPE_CHECKING:
-    pass
 
 _THUMBNAIL = 176  # pixels, twice what is shown: sharp on fine screens
 _QUALITY = 78
